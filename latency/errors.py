@@ -1,0 +1,58 @@
+"""Errors of the latency package.
+
+LatencyError
+├── InputError                      the user can mend it: a file, a value, an option
+│   ├── ModelFileError              an ONNX file that cannot be read or is not what it should be
+│   ├── UnsupportedGraphError       an operator or layout on the channel axis that is not understood
+│   ├── WidthError                  a width vector that does not belong to the search space
+│   ├── ProfileError                a profile set or LPNet file that is damaged or belongs to something else
+│   ├── DeviceMismatchError         measured on one device, asked for on another
+│   └── ProviderUnavailableError    an execution provider that this ONNX Runtime does not have
+└── EnvironmentFailure              the machine's doing: try again, or free resources
+    ├── MeasurementError            a measurement that could not be taken
+    └── DeviceBusyError             another measurement holds this device
+"""
+
+
+class LatencyError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class InputError(LatencyError):
+    """Something the user can mend; the message says what was wrong, what is allowed and what to do."""
+
+
+class ModelFileError(InputError):
+    """An ONNX file that cannot be read, or is not a model of the expected kind."""
+
+
+class UnsupportedGraphError(InputError):
+    """An operator or layout on the channel axis that the channel structure does not understand."""
+
+
+class WidthError(InputError):
+    """A width vector, or a choice of kept channels, that the search space does not allow."""
+
+
+class ProfileError(InputError):
+    """A profile set or LPNet that is damaged, or belongs to another model."""
+
+
+class DeviceMismatchError(InputError):
+    """A profile or LPNet of one device was asked for on another."""
+
+
+class ProviderUnavailableError(InputError):
+    """An execution provider that this installation of ONNX Runtime does not have."""
+
+
+class EnvironmentFailure(LatencyError):  # noqa: N818 - a failure of the machine, not an error of the user
+    """The machine failed: trying again, or freeing resources, may help."""
+
+
+class MeasurementError(EnvironmentFailure):
+    """A measurement that could not be taken."""
+
+
+class DeviceBusyError(EnvironmentFailure):
+    """Another measurement is running on this device."""
