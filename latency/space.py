@@ -1,0 +1,142 @@
+"""Search space of a network: its base ONNX model and everything that can be narrowed in it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from latency.channels import ChannelStructure, find_channels
+from latency.errors import WidthError
+from latency.graph import Graph, load_graph, make_graph
+from latency.structure import ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
+
+
+class SearchSpace:
+    """A base network and the width vectors it can take.
+
+    A width vector holds, for every group, how many of its slots are kept. The structure is found anew on
+    loading, so that the ONNX file alone is the space.
+
+    Attributes:
+        structure: the network's channel structure.
+        full_widths: widths of the unpruned network, [n_groups].
+        structure_hash: hash of the graph and its shapes, not of weight values: plans, profiles and LPNets
+            name the network they belong to by it.
+    """
+
+    def __init__(self, structure: ChannelStructure) -> None:
+        self.structure = structure
+        self.full_widths: IntArray = np.array([g.n_channels for g in structure.groups], dtype=np.int64)
+        self.structure_hash = _structure_hash(structure.graph)
+
+    @classmethod
+    def load(cls, path: Path) -> "SearchSpace":
+        """Search space of the ONNX file at `path`.
+
+        Raises:
+            ModelFileError: the file cannot be read or its shapes are not static.
+        """
+        return cls(find_channels(load_graph(Path(path))))
+
+    @classmethod
+    def from_model(cls, model: onnx.ModelProto) -> "SearchSpace":
+        """Search space of an ONNX model with static shapes."""
+        return cls(find_channels(make_graph(model)))
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The base model."""
+        return self.structure.graph.model
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Channel groups, in the order of the width vector."""
+        return self.structure.groups
+
+    @property
+    def layers(self) -> tuple[LayerView, ...]:
+        """Conv and linear layers, in graph order."""
+        return self.structure.layers
+
+    @property
+    def kept(self) -> tuple[KeptChannels, ...]:
+        """Channels that are never pruned, and why."""
+        return self.structure.kept
+
+    @property
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
+        """Axes of parameters that hold prunable channels."""
+        return self.structure.parameter_axes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the network's first input, batch size first."""
+        return self.structure.graph.shapes[self.structure.graph.inputs[0]]
+
+    def macs(self, widths: npt.ArrayLike) -> int:
+        """Multiply-accumulates of one inference of the whole batch at the given widths, [n_groups]."""
+        canonical = self.canonical(widths)
+        return sum(layer.macs(canonical) for layer in self.layers)
+
+    def canonical(self, widths: npt.ArrayLike) -> IntArray:
+        """The same network's widths with every group that vanishes with another set to 0, [n_groups].
+
+        Raises:
+            WidthError: wrong length, a width out of range, or a network that computes nothing.
+        """
+        vector = self.checked(widths)
+        removal = self.structure.removal.at(np.flatnonzero(vector == 0).tolist())
+        if removal.refusal is not None:
+            names = ", ".join(self.groups[index].name for index in sorted(removal.zero_groups))
+            raise WidthError(f"groups at width 0 ({names}) leave no network: {removal.refusal}; widen one.")
+        vector[list(removal.zero_groups)] = 0
+        return vector
+
+    def is_alive(self, widths: npt.ArrayLike) -> bool:
+        """Whether the widths leave a network that computes its outputs."""
+        vector = self.checked(widths)
+        return self.structure.removal.at(np.flatnonzero(vector == 0).tolist()).refusal is None
+
+    def checked(self, widths: npt.ArrayLike) -> IntArray:
+        """A copy of the widths as an integer vector, [n_groups].
+
+        Raises:
+            WidthError: wrong length, not whole numbers, or out of range.
+        """
+        vector = np.array(widths)
+        if vector.shape != self.full_widths.shape:
+            raise WidthError(
+                f"expected {len(self.groups)} widths, one for each group; got shape {vector.shape}."
+            )
+        if not np.isfinite(vector).all() or (vector != np.round(vector)).any():
+            raise WidthError(f"widths are whole numbers of channels, not {vector.tolist()}.")
+        vector = vector.astype(np.int64)
+        wrong = np.flatnonzero((vector < 0) | (vector > self.full_widths))
+        if wrong.size:
+            group = self.groups[int(wrong[0])]
+            raise WidthError(
+                f"group '{group.name}' has {group.n_channels} channels; width {vector[wrong[0]]} is not in "
+                f"0 … {group.n_channels}."
+            )
+        return vector
+
+
+def _structure_hash(graph: Graph) -> str:
+    """SHA-256 over operators, attributes, tensor names and shapes, and the values of integer constants."""
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        attributes = sorted(
+            (item.name, item.SerializeToString(deterministic=True).hex()) for item in node.attribute
+        )
+        record = [node.domain, node.op_type, list(node.input), list(node.output), attributes]
+        digest.update(json.dumps(record).encode())
+    for name, value in sorted(graph.constants.items()):
+        digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+        if value.dtype.kind in "iu":
+            digest.update(value.tobytes())
+    for name in (*graph.inputs, *graph.outputs):
+        digest.update(json.dumps([name, list(graph.shapes[name])]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""Exports a PyTorch network to the base ONNX model that everything else is cut from."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import onnx_ir.passes.common as onnx_passes
+import torch
+from onnxscript import optimizer
+from torch import nn
+
+from latency.space import SearchSpace
+from pruning.errors import TraceError
+
+_MODULE_PATH = "pkg.torch.onnx.name_scopes"
+"""Metadata key under which torch's exporter stores the path of modules that a node was called in."""
+
+
+def trace(model: nn.Module, input_shape: tuple[int, int, int, int]) -> SearchSpace:
+    """Search space of a network at one input shape.
+
+    BatchNorm stays unfolded, and parameters and buffers keep their `nn.Module` names. Both are lost in the
+    exporter's own optimisation, so the graph is simplified here: functions inlined, constants folded,
+    unused and repeated nodes removed.
+
+    Args:
+        model: the network; its training mode and gradients are left as they are.
+        input_shape: batch size, channels, height and width of the input.
+
+    Raises:
+        TraceError: the network cannot be exported, for example because its control flow depends on data.
+        ModelFileError: a shape in the exported graph is not static.
+    """
+    return SearchSpace.from_model(export_base(model, input_shape))
+
+
+def save_base(space: SearchSpace, path: Path) -> None:
+    """Write a search space's base model."""
+    onnx.save(space.model, path)
+
+
+def export_base(model: nn.Module, input_shape: tuple[int, int, int, int]) -> onnx.ModelProto:
+    """The base ONNX model of a network; see `trace`."""
+    device = next(model.parameters()).device
+    example = torch.zeros(input_shape, device=device)
+    with _evaluating(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                model, (example,), dynamo=True, optimize=False, verbose=False, input_names=["input"]
+            )
+        except Exception as error:  # the exporter raises whatever the traced code raises
+            reason = _first_line(error)
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced at input {'x'.join(map(str, input_shape))}: {reason}. "
+                "trimms needs a network whose control flow does not depend on the data; check --input-size."
+            ) from error
+    assert program is not None
+    return _simplified(program.model)
+
+
+def _simplified(model: onnx_ir.Model) -> onnx.ModelProto:
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    onnx_passes.CommonSubexpressionEliminationPass()(model)
+    onnx_passes.IdentityEliminationPass()(model)
+    optimizer.remove_unused_nodes(model)
+    proto = onnx_ir.to_proto(model)
+    for node in proto.graph.node:
+        paths = [item.value for item in node.metadata_props if item.key == _MODULE_PATH]
+        del node.metadata_props[:]  # holds paths of source files
+        if paths:
+            node.metadata_props.add(key="module", value=_module_path(paths[0]))
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        del tensor.metadata_props[:]
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    return proto
+
+
+def _module_path(scopes: str) -> str:
+    """Path of the innermost module of a scope list; its last entry names the call itself."""
+    names = json.loads(scopes.replace("'", '"'))
+    return str(names[-2]) if len(names) > 1 else ""
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(cause).__name__
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
