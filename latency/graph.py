@@ -22,7 +22,7 @@ class Graph:
 
     Attributes:
         model: the ONNX model, shapes inferred.
-        nodes: nodes in topological order, `Constant` nodes left out.
+        nodes: nodes in topological order that an output depends on, `Constant` nodes left out.
         constants: value of every initialiser and `Constant` node, by name.
         shapes: static shape of every tensor, by name.
         inputs: names of the inputs that are no initialisers.
@@ -79,7 +79,7 @@ def make_graph(model: onnx.ModelProto) -> Graph:
     shapes.update({name: value.shape for name, value in constants.items()})
     inputs = tuple(value.name for value in model.graph.input if value.name not in constants)
     outputs = tuple(value.name for value in model.graph.output)
-    return Graph(model, tuple(nodes), constants, shapes, inputs, outputs)
+    return Graph(model, _needed_nodes(nodes, outputs), constants, shapes, inputs, outputs)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -88,6 +88,15 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+def _needed_nodes(nodes: list[onnx.NodeProto], outputs: tuple[str, ...]) -> tuple[onnx.NodeProto, ...]:
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return tuple(reversed(kept))
 
 
 def _constant_value(node: onnx.NodeProto) -> Array:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir
 import onnx_ir.passes.common as onnx_passes
 import torch
+from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import nn
 
@@ -56,11 +58,13 @@ def export_base(model: nn.Module, input_shape: tuple[int, int, int, int]) -> onn
         except Exception as error:  # the exporter raises whatever the traced code raises
             reason = _first_line(error)
             raise TraceError(
-                f"{type(model).__name__} cannot be traced at input {'x'.join(map(str, input_shape))}: {reason}. "
-                "trimms needs a network whose control flow does not depend on the data; check --input-size."
+                f"{type(model).__name__} cannot be traced at input {'x'.join(map(str, input_shape))}: {reason}"
+                ". trimms needs a network whose control flow does not depend on the data; check --input-size."
             ) from error
     assert program is not None
-    return _simplified(program.model)
+    proto = _simplified(program.model)
+    _drop_zero_biases_(proto, {name for name, _ in model.named_parameters()})
+    return proto
 
 
 def _simplified(model: onnx_ir.Model) -> onnx.ModelProto:
@@ -83,6 +87,22 @@ def _simplified(model: onnx_ir.Model) -> onnx.ModelProto:
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]
     return proto
+
+
+def _drop_zero_biases_(model: onnx.ModelProto, parameters: set[str]) -> None:
+    """Drop the zeros that the exporter gives to convolutions without a bias."""
+    zeros = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.name not in parameters and not np.any(numpy_helper.to_array(tensor))
+    }
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in zeros:
+            del node.input[2]
+    read = {name for node in model.graph.node for name in node.input}
+    for index in range(len(model.graph.initializer) - 1, -1, -1):
+        if model.graph.initializer[index].name not in read:
+            del model.graph.initializer[index]
 
 
 def _module_path(scopes: str) -> str:

@@ -1,0 +1,156 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latency.candidate import candidate_model, first_channels
+from latency.errors import ModelFileError
+from latency.space import SearchSpace
+from pruning.errors import TraceError
+from pruning.trace import save_base, trace
+from tests.nets import max_relative_difference, run_onnx
+
+SHAPE = (1, 3, 8, 8)
+
+
+class TinyResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.branch = nn.Sequential(
+            nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1)
+        )
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.relu(self.norm(self.stem(images)))
+        features = functional.relu(features + self.branch(features))
+        return self.classifier(features.mean(dim=(2, 3)))
+
+
+def randomise_(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return randomise_(TinyResNet())
+
+
+@pytest.fixture(scope="module")
+def space(net: nn.Module) -> SearchSpace:
+    return trace(net, SHAPE)
+
+
+def test_the_base_model_computes_what_the_module_computes(net: nn.Module, space: SearchSpace) -> None:
+    images = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    net.eval()
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(images)).numpy()
+    assert max_relative_difference([expected], run_onnx(space.model)) <= 1e-5
+
+
+def test_parameters_and_buffers_keep_their_names(net: nn.Module, space: SearchSpace) -> None:
+    named = {name for name, _ in (*net.named_parameters(), *net.named_buffers())}
+    assert {axis.parameter for axis in space.parameter_axes} <= named
+    assert {layer.name for layer in space.layers} == {"stem", "branch.0", "branch.3", "classifier"}
+
+
+def test_batch_norm_stays_apart(space: SearchSpace) -> None:
+    operators = [node.op_type for node in space.model.graph.node]
+    assert operators.count("BatchNormalization") == 2
+
+
+def test_groups_are_found_on_the_exported_graph(space: SearchSpace) -> None:
+    found = {group.name: (group.n_channels, group.zero_allowed) for group in space.groups}
+    assert found == {"stem": (8, False), "branch.0": (6, True)}
+
+
+def test_a_saved_base_holds_the_same_space(space: SearchSpace, tmp_path: Path) -> None:
+    save_base(space, tmp_path / "base.onnx")
+    loaded = SearchSpace.load(tmp_path / "base.onnx")
+    assert loaded.structure_hash == space.structure_hash
+    assert loaded.groups == space.groups
+
+
+def test_the_same_architecture_gives_the_same_hash(space: SearchSpace) -> None:
+    torch.manual_seed(7)
+    assert trace(TinyResNet(), SHAPE).structure_hash == space.structure_hash
+
+
+def test_the_base_file_names_no_path_of_the_machine(space: SearchSpace) -> None:
+    content = space.model.SerializeToString()
+    assert str(Path(__file__).parent).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_tracing_leaves_training_modes_alone(net: nn.Module) -> None:
+    net.train()
+    net.norm.eval()  # type: ignore[union-attr]
+    modes = [module.training for module in net.modules()]
+    trace(net, SHAPE)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_control_flow_that_depends_on_the_data_is_refused_in_one_line() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.conv(images)
+            return features if features.sum() > 0 else -features
+
+    with pytest.raises(
+        TraceError, match=r"^Branching cannot be traced at input 1x3x8x8: .*control flow"
+    ) as info:
+        trace(Branching(), SHAPE)
+    assert "\n" not in str(info.value)
+
+
+def test_a_shape_that_depends_on_the_data_is_refused() -> None:
+    class Selecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.conv(images)
+            return features[features > 0]
+
+    with pytest.raises((TraceError, ModelFileError), match=r"static shape|cannot be traced"):
+        trace(Selecting(), SHAPE)
+
+
+def test_an_input_size_that_does_not_fit_is_refused_with_the_size() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.raises(TraceError, match=r"Sequential cannot be traced at input 1x3x9x9.*--input-size"):
+        trace(net, (1, 3, 9, 9))
+
+
+def test_a_candidate_of_a_traced_network_checks(space: SearchSpace) -> None:
+    model = candidate_model(space, first_channels([5, 0]))
+    onnx.checker.check_model(model, full_check=True)
+    assert not [tensor.name for tensor in model.graph.initializer if tensor.name.startswith("branch")]
