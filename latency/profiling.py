@@ -1,0 +1,183 @@
+"""Profiling: measure many candidates of a network on this device, resumable at any moment."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from tqdm import tqdm
+
+from latency.device import DeviceSettings, fingerprint
+from latency.errors import InputError, MeasurementError
+from latency.grid import Grid
+from latency.journal import ProfileJournal, open_journal, require_same
+from latency.measure import DEFAULT_PROTOCOL, Protocol
+from latency.profiles import ProfileHeader, ProfileRow, ProfileSet, RowKey, Split
+from latency.sampling import SplitWidths, split_widths
+from latency.space import SearchSpace
+from latency.worker import Worker, WorkerSetup
+
+# So many failures one after the other are the network's or the machine's fault, not the candidates'.
+_MOST_FAILURES_IN_A_ROW = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePlan:
+    """What to measure, besides on what.
+
+    Attributes:
+        n_candidates: networks to train a predictor on.
+        n_held_out: networks to judge it by, each measured twice, at different times.
+        seed: seed of their choice.
+        protocol: how each is measured.
+        grid: widths they take; None to find the device's step by probing.
+    """
+
+    n_candidates: int = 300
+    n_held_out: int = 60
+    seed: int = 0
+    protocol: Protocol = DEFAULT_PROTOCOL
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_candidates < 1 or self.n_held_out < 0:
+            raise InputError(
+                "A profile needs at least 1 candidate and 0 held-out ones, got "
+                f"{self.n_candidates} and {self.n_held_out}."
+            )
+
+
+def profile(
+    space_path: Path,
+    out_path: Path,
+    settings: DeviceSettings | None = None,
+    plan: ProfilePlan | None = None,
+    *,
+    show_progress: bool = True,
+    on_row: Callable[[ProfileRow], None] | None = None,
+) -> ProfileSet:
+    """Measure candidates of a network on this device, each against the network itself.
+
+    Every measurement is on disk before the next one starts. Called again with the same arguments after
+    an interruption, or with larger numbers, it measures only what is missing; failures count as measured.
+
+    Args:
+        space_path: the base ONNX file.
+        out_path: the profile set, begun or continued.
+        settings: provider, threads, batch size; the CPU with one thread if left out.
+        plan: how many candidates, which, measured how.
+        show_progress: whether to show a bar with the remaining time on stderr.
+        on_row: called with each new row once it is on disk.
+
+    Returns:
+        Everything in the file. A space smaller than the numbers asked for is measured as far as it goes.
+
+    Raises:
+        ModelFileError: the base ONNX file cannot be read.
+        ProfileError: the file belongs to another network or plan, or is damaged or being written.
+        DeviceMismatchError: the file belongs to another device.
+        DeviceBusyError: another measurement holds the device.
+        MeasurementError: ten candidates in a row failed.
+    """
+    settings, plan = settings or DeviceSettings(), plan or ProfilePlan()
+    space = SearchSpace.load(space_path)
+    setup = WorkerSetup(space_path, settings, plan.protocol)
+    with open_journal(out_path) as journal, Worker(setup) as worker:
+        header = _ensure_header(journal, worker, space, settings, plan)
+        chosen = split_widths(
+            space, header.grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed
+        )
+        keys = list(measuring_order(chosen))
+        missing = [key for key in keys if key not in journal.keys]
+        bar = tqdm(
+            missing,
+            "profiling",
+            len(keys),
+            unit="net",
+            initial=len(keys) - len(missing),
+            disable=not show_progress,
+        )
+        _measure_all(bar, journal, worker, on_row)
+        journal.fix_reference()
+        return journal.profile
+
+
+def measuring_order(chosen: SplitWidths) -> Iterator[RowKey]:
+    """Keys of all measurements: training and held-out candidates mixed, the second passes at the end."""
+    n_train, n_held_out = len(chosen.train), len(chosen.held_out)
+    train = [_key(widths.tolist(), "train", 0) for widths in chosen.train]
+    held_out = [_key(widths.tolist(), "held_out", 0) for widths in chosen.held_out]
+    # A held-out candidate after every so many training ones, so that both see the machine's moods alike.
+    every = max(1, n_train // max(1, n_held_out))
+    blocks = [train[start : start + every] for start in range(0, n_train, every)]
+    for block, single in zip_longest(blocks, held_out):
+        yield from block or ()
+        if single is not None:
+            yield single
+    yield from (_key(list(widths), "held_out", 1) for widths, _, _ in held_out)
+
+
+def _key(widths: list[int], split: Split, pass_index: int) -> RowKey:
+    return tuple(widths), split, pass_index
+
+
+def _ensure_header(
+    journal: ProfileJournal, worker: Worker, space: SearchSpace, settings: DeviceSettings, plan: ProfilePlan
+) -> ProfileHeader:
+    """The journal's header, checked against what is asked for, or a new one after probing the device."""
+    probe = None
+    grid = plan.grid or (journal.header.grid if journal.header else None)
+    if grid is None:
+        probe = worker.probe()
+        grid = Grid.from_step(space.structure, probe.step)
+    wanted = ProfileHeader(
+        fingerprint=fingerprint(settings),
+        protocol=plan.protocol,
+        structure_hash=space.structure_hash,
+        group_names=tuple(group.name for group in space.groups),
+        full_widths=tuple(int(width) for width in space.full_widths),
+        grid=grid,
+        seed=plan.seed,
+        probe=probe,
+    )
+    if journal.header is None:
+        journal.start(wanted)
+        return wanted
+    require_same(journal.header, wanted, journal.path)
+    return journal.header
+
+
+def _measure_all(
+    keys: "tqdm[RowKey]",
+    journal: ProfileJournal,
+    worker: Worker,
+    on_row: Callable[[ProfileRow], None] | None,
+) -> None:
+    n_failures_in_a_row = 0
+    for key in keys:
+        row = _measure(key, worker)
+        journal.append(row)
+        n_failures_in_a_row = n_failures_in_a_row + 1 if row.status == "failed" else 0
+        if n_failures_in_a_row >= _MOST_FAILURES_IN_A_ROW:
+            raise MeasurementError(
+                f"{n_failures_in_a_row} candidates in a row failed, the last one (widths {list(row.widths)}) "
+                f"with: {row.error}. The measurements so far are kept in {journal.path}."
+            )
+        if on_row is not None:
+            on_row(row)
+
+
+def _measure(key: RowKey, worker: Worker) -> ProfileRow:
+    widths, split, pass_index = key
+    result = worker.measure(widths)
+    if result.measurement is None:
+        return ProfileRow(widths, split, pass_index, "failed", result.error)
+    return ProfileRow.measured(
+        widths,
+        split,
+        pass_index,
+        result.measurement,
+        build_ms=result.build_ms,
+        measured_at=time.time(),
+    )

@@ -1,0 +1,228 @@
+"""A process of its own that builds and measures candidates, replaced now and then, and when it dies.
+
+ONNX Runtime keeps memory of closed sessions, and a bad candidate may take its process down; neither should
+end hours of profiling.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import onnxruntime as ort
+
+from latency.candidate import candidate_model, first_channels
+from latency.device import DeviceSettings
+from latency.errors import DeviceBusyError, MeasurementError
+from latency.measure import DEFAULT_PROTOCOL, PairedMeasurement, Protocol, device_lock, measure_pair
+from latency.probe import ProbeResult, probe_step
+from latency.session import make_session
+from latency.space import SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker process is started with.
+
+    Attributes:
+        space_path: the base ONNX file, both the search space and the reference network.
+        settings: provider, threads, batch size.
+        protocol: how each candidate is measured.
+        lock_wait_s: how long to wait for another measurement on the device.
+        tasks_per_process: candidates after which the process is replaced.
+        timeout_s: time after which a candidate counts as hung.
+    """
+
+    space_path: Path
+    settings: DeviceSettings
+    protocol: Protocol = DEFAULT_PROTOCOL
+    lock_wait_s: float = 60.0
+    tasks_per_process: int = 100
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateResult:
+    """A candidate's measurement, or why there is none.
+
+    Attributes:
+        measurement: None on failure.
+        error: empty on success.
+        build_ms: time to cut the model and make its session.
+    """
+
+    measurement: PairedMeasurement | None
+    error: str = ""
+    build_ms: float = 0.0
+
+
+class Worker:
+    """Measures candidates in a process of its own; a context manager.
+
+    One candidate at a time. The process is started with the first call.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self.process_id: int | None = None
+        self._executor: ProcessPoolExecutor | None = None
+        self._n_tasks = 0
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._kill()
+        self._close()
+
+    def measure(self, widths: tuple[int, ...]) -> CandidateResult:
+        """The candidate's latency relative to the base network's; its failure is a result as well.
+
+        Raises:
+            DeviceBusyError: another measurement holds the device.
+            LatencyError: the base network itself cannot be loaded or run.
+        """
+        executor = self._ready_executor()
+        self._n_tasks += 1
+        try:
+            return executor.submit(measure_candidate, widths).result(timeout=self.setup.timeout_s)
+        except BrokenProcessPool:
+            self._close()
+            return CandidateResult(
+                None, "the measuring process died: out of memory, or a crash in ONNX Runtime"
+            )
+        except TimeoutError:
+            self._kill()
+            self._close()
+            return CandidateResult(None, f"no result within {self.setup.timeout_s:g} s")
+
+    def probe(self) -> ProbeResult:
+        """The device's channel step, see `latency.probe.probe_step`.
+
+        Raises:
+            MeasurementError: the process died.
+        """
+        try:
+            future = self._ready_executor().submit(
+                probe_step, self.setup.settings, lock_wait_s=self.setup.lock_wait_s
+            )
+            return future.result(timeout=self.setup.timeout_s)
+        except (BrokenProcessPool, TimeoutError) as error:
+            self._kill()
+            self._close()
+            raise MeasurementError("The process that probed the device died or hung; try again.") from error
+
+    def _ready_executor(self) -> ProcessPoolExecutor:
+        # Not `max_tasks_per_child`, which can deadlock (cpython #115634).
+        if self._executor is not None and self._n_tasks >= self.setup.tasks_per_process:
+            self._close()
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare_process)
+            self._n_tasks = 0
+            try:
+                with _main_module_hidden():
+                    future = self._executor.submit(open_bench, self.setup)
+                self.process_id = future.result(timeout=self.setup.timeout_s)
+            except (BrokenProcessPool, TimeoutError) as error:
+                self._close()
+                raise MeasurementError(
+                    f"The measuring process died or hung while loading {self.setup.space_path}; "
+                    "free some memory, then run the same command again."
+                ) from error
+        return self._executor
+
+    def _kill(self) -> None:
+        if self.process_id is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process_id, signal.SIGKILL)
+
+    def _close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor, self.process_id = None, None
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep a process started meanwhile from importing the caller's script, with all that it imports."""
+    main = sys.modules["__main__"]
+    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        if "__file__" in saved:
+            del main.__file__
+        main.__spec__ = None
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(main, name, value)
+
+
+# From here on: what runs inside the process.
+
+
+def prepare_process() -> None:
+    """Leave Ctrl-C to the parent, and end with it, even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    setup: WorkerSetup
+    space: SearchSpace
+    reference: ort.InferenceSession
+
+
+_bench: _Bench | None = None
+
+
+def open_bench(setup: WorkerSetup) -> int:
+    """Load the space and the reference network into this process; returns its id."""
+    global _bench
+    reference = make_session(setup.space_path, setup.settings)
+    _bench = _Bench(setup, SearchSpace.load(setup.space_path), reference)
+    return os.getpid()
+
+
+def measure_candidate(widths: tuple[int, ...]) -> CandidateResult:
+    """Build and measure one candidate in this process.
+
+    Raises:
+        DeviceBusyError: another measurement holds the device.
+    """
+    if _bench is None:
+        raise MeasurementError("The measuring process was not opened.")
+    setup = _bench.setup
+    try:
+        start = time.perf_counter()
+        model = candidate_model(_bench.space, first_channels(widths))
+        session = make_session(model, setup.settings)
+        build_ms = (time.perf_counter() - start) * 1e3
+        with device_lock(setup.settings, wait_s=setup.lock_wait_s):
+            measurement = measure_pair(
+                session, _bench.reference, setup.protocol, batch_size=setup.settings.batch_size
+            )
+    except DeviceBusyError:
+        raise
+    except Exception as error:  # whatever it is, it is this candidate's, and is recorded with it
+        return CandidateResult(None, f"{type(error).__name__}: {error}")
+    return CandidateResult(measurement, build_ms=build_ms)
