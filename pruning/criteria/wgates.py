@@ -1,0 +1,119 @@
+"""W-Gates: gates that are a learnable function of the filters' weights.
+
+Li, Liu, Wu, Yao, Zhang, Zhang, Yin: "Weight-Dependent Gates for Network Pruning", arXiv 2007.02066
+(ECCV-W 2020; IEEE TCSVT 32(10), 2022). In the paper's notation a layer's filters W, reshaped to
+[C_out, C_in·k·k], give scores s = W ŵ with one learnable ŵ a layer, and binary gates
+g = 1[arctan(s)/π + ½ > ½]; backward uses the smooth part, dg/ds = 1 / (π (1 + s²)). The paper's text is
+not public in full; this reading of it, and the following, are ours:
+
+- channels that are tied (residual stages, depthwise convolutions) share one gate, whose rows are
+  concatenated from every layer that makes the channel;
+- rows are |W|, so that ŵ = 1 is the L1 norm, where it starts;
+- scores are standardised within a group (mean 0, standard deviation 1), times a learnable scale, plus a
+  learnable bias that starts at 2.5, so that almost all gates start open. Raw scores of a layer's filters
+  lie so close together that whole layers close at once.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from latency.space import SearchSpace
+from latency.structure import ChannelGroup, IntArray
+from pruning.gates import Gates
+
+INITIAL_BIAS = 2.5
+"""Standard deviations by which the scores start above the threshold: 99 % of the gates are open."""
+
+
+class _BinaryGate(torch.autograd.Function):
+    """1[s > 0] with the derivative of arctan(s)/π + ½, which never vanishes: a closed gate can reopen."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, scores: Tensor) -> Tensor:
+        ctx.save_for_backward(scores)
+        return (scores > 0).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        (scores,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        slope: Tensor = gradients[0] / (math.pi * (1 + scores * scores))
+        return slope
+
+
+class WGates(Gates):
+    """Weight-dependent gates of every group of a network.
+
+    Args:
+        network: the network whose parameters are gated.
+        space: its search space.
+    """
+
+    def __init__(self, network: nn.Module, space: SearchSpace) -> None:
+        super().__init__()
+        parameters = dict(network.named_parameters())
+        self._producers = [_producers(group, space, parameters) for group in space.groups]
+        self.weights = nn.ParameterList(
+            torch.ones(sum(_row_length(parameters[name], axis) for name, axis, _ in producers))
+            for producers in self._producers
+        )
+        self.scale = nn.Parameter(torch.ones(len(space.groups)))
+        self.bias = nn.Parameter(torch.full((len(space.groups),), INITIAL_BIAS))
+
+    def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Standardised scores of all groups' slots, [n_slots]."""
+        parts = []
+        for index, (producers, weight) in enumerate(zip(self._producers, self.weights, strict=True)):
+            raw = self._raw_scores(producers, weight, parameters)
+            spread = raw.std(correction=0) if len(raw) > 1 else raw.new_zeros(())
+            standard = (raw - raw.mean()) / (spread + 1e-8)
+            parts.append(standard * self.scale[index] + self.bias[index])
+        return torch.cat(parts)
+
+    def open(self, scores: Tensor) -> Tensor:
+        """Binary gates, [n_slots]."""
+        gates: Tensor = _BinaryGate.apply(scores)
+        return gates
+
+    def _raw_scores(
+        self, producers: list[tuple[str, int, Tensor]], weight: Tensor, parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        total: Tensor | None = None
+        first = 0
+        for name, axis, positions in producers:
+            rows = parameters[name].abs().movedim(axis, 0).flatten(1).float()
+            last = first + rows.shape[1]
+            row_scores = rows @ weight[first:last]
+            part = row_scores[positions.to(rows.device)].mean(dim=1)
+            total = part if total is None else total + part
+            first = last
+        assert total is not None
+        return total
+
+
+def _producers(
+    group: ChannelGroup, space: SearchSpace, parameters: Mapping[str, Tensor]
+) -> list[tuple[str, int, Tensor]]:
+    """Weights that make a group's channels: name, axis, and row positions, [n_channels, rows per slot]."""
+    found = []
+    for axis in space.parameter_axes:
+        parameter = parameters.get(axis.parameter)
+        if axis.role != "out" or parameter is None or parameter.ndim < 2:
+            continue
+        positions = _rows_of(group, axis.slots)
+        if positions.size:
+            found.append((axis.parameter, axis.axis, torch.from_numpy(positions)))
+    return found
+
+
+def _rows_of(group: ChannelGroup, slots: IntArray) -> IntArray:
+    inside = (slots >= group.offset) & (slots < group.offset + group.n_channels)
+    rows = inside.nonzero()[0]
+    order = slots[rows].argsort(kind="stable")
+    return rows[order].reshape(group.n_channels, -1) if rows.size else rows
+
+
+def _row_length(parameter: Tensor, axis: int) -> int:
+    return parameter.numel() // parameter.shape[axis]

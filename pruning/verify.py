@@ -1,0 +1,179 @@
+"""Measures the pruned network against the dense one; writes the certificate, or checks it. Needs no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
+from latency.errors import DeviceMismatchError
+from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair
+from latency.profiles import ProfileSet, read_profile
+from latency.session import make_session
+from pruning.certificate import (
+    CERTIFIED_FILES,
+    Certificate,
+    CertifiedSettings,
+    InterleavedRun,
+    LatencySpread,
+    RuntimeRecord,
+    changed_files,
+    recorded_versions,
+    utc_now,
+)
+from pruning.errors import InputError
+from pruning.files import file_sha256
+from pruning.run import RunDirectory
+
+VERIFYING = Protocol(min_pairs=64, max_pairs=400, relative_precision=0.005)
+"""Measurements that a certificate rests on: more pairs than profiling takes."""
+
+REPEATABILITY = 0.01
+"""How far two measurements of one network may lie apart beyond their own intervals, relative."""
+
+FILES = (*CERTIFIED_FILES, "pruned.pt2")
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A measurement of a finished run.
+
+    Attributes:
+        certificate: the run's certificate.
+        measured_ms: latency measured just now, in ms of the device's profile.
+        ci_ms: its 95 % confidence interval.
+        agrees: whether it agrees with the certificate's latency within the intervals and `REPEATABILITY`.
+        within_budget: whether it is within the budget.
+        measurement: the raw measurement.
+    """
+
+    certificate: Certificate
+    measured_ms: float
+    ci_ms: tuple[float, float]
+    agrees: bool
+    within_budget: bool
+    measurement: PairedMeasurement
+
+
+def measure_pruned(
+    run: RunDirectory, profile: ProfileSet, protocol: Protocol = VERIFYING
+) -> PairedMeasurement:
+    """The pruned network's latency relative to the dense one's, both with their trained weights.
+
+    Raises:
+        DeviceMismatchError: this is not the device that was profiled.
+        SettingError: the run has no pruned network yet.
+    """
+    pruned = run.require("pruned.onnx", "run `trimms finetune` first")
+    settings = require_profiled_device(profile)
+    with device_lock(settings):
+        return measure_pair(
+            make_session(pruned, settings), make_session(run.file("base.onnx"), settings), protocol
+        )
+
+
+def require_profiled_device(profile: ProfileSet) -> DeviceSettings:
+    """Settings of the profiled device, if it is this one.
+
+    Raises:
+        DeviceMismatchError: it is another one.
+    """
+    known: DeviceFingerprint = profile.header.fingerprint
+    here = fingerprint(known.settings)
+    if here.digest != known.digest:
+        differences = "; ".join(known.differences(here))
+        raise DeviceMismatchError(
+            f"the run was profiled on another device ({differences}); milliseconds of one device say nothing "
+            "about another: run `trimms profile` here with another --out."
+        )
+    return known.settings
+
+
+def certify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
+    """Measure the run's pruned network and write `certificate.json`.
+
+    Raises:
+        SettingError: a stage before this one has not been run.
+        DeviceMismatchError: this is not the device that was profiled.
+    """
+    profile = read_profile(run.file("profile.jsonl"))
+    tuned = run.result("finetune", "run `trimms finetune` first")
+    measurement = measure_pruned(run, profile, protocol)
+    low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
+    header = profile.header
+    certificate = Certificate(
+        budget_ms=tuned["budget_ms"],
+        dense_ms=profile.reference_ms,
+        predicted_ms=tuned["predicted_ms"],
+        measured_ms=measurement.ratio * profile.reference_ms,
+        measured_ci_ms=(low, high),
+        dense_accuracy=tuned["dense_accuracy"],
+        accuracy=tuned["accuracy"],
+        dense_macs=tuned["dense_macs"],
+        macs=tuned["macs"],
+        dense_params=tuned["dense_params"],
+        params=tuned["params"],
+        interleaved=_interleaved(measurement, profile),
+        device=header.fingerprint.to_json(),
+        device_digest=header.fingerprint.digest,
+        runtime=RuntimeRecord(onnxruntime.__version__, dict(header.fingerprint.session_config)),
+        settings=CertifiedSettings(
+            provider=header.settings.provider,
+            threads=header.settings.threads,
+            batch_size=header.settings.batch_size,
+            input_size=tuple(tuned["input_shape"]),
+            mean=tuple(tuned["mean"]),
+            std=tuple(tuned["std"]),
+        ),
+        seeds={"run": run.settings().seed, "profile": header.seed},
+        versions=recorded_versions() | tuned["versions"],
+        sha256={name: file_sha256(run.file(name)) for name in FILES if run.file(name).is_file()},
+        created=utc_now(),
+    )
+    certificate.write(run.file("certificate.json"))
+    return _verification(certificate, measurement, profile)
+
+
+def verify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
+    """Measure a certified run again; the certificate stays as it is.
+
+    Raises:
+        InputError: the certificate is damaged, or a file is no longer the one it was written for.
+        DeviceMismatchError: this is not the device that was profiled.
+    """
+    path: Path = run.require("certificate.json", "run `trimms finetune` first")
+    certificate = Certificate.read(path)
+    changed = changed_files(certificate, run.path)
+    if changed:
+        raise InputError(
+            f"'{run.path}' no longer holds what was certified: {', '.join(changed)} changed or missing; "
+            "run `trimms verify --renew` to certify the files as they are."
+        )
+    profile = read_profile(run.file("profile.jsonl"))
+    return _verification(certificate, measure_pruned(run, profile, protocol), profile)
+
+
+def _verification(
+    certificate: Certificate, measurement: PairedMeasurement, profile: ProfileSet
+) -> Verification:
+    measured_ms = measurement.ratio * profile.reference_ms
+    low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
+    certified_low, certified_high = certificate.measured_ci_ms
+    slack = REPEATABILITY * certificate.measured_ms
+    return Verification(
+        certificate=certificate,
+        measured_ms=measured_ms,
+        ci_ms=(low, high),
+        agrees=low - slack <= certified_high and certified_low <= high + slack,
+        within_budget=measured_ms <= certificate.budget_ms,
+        measurement=measurement,
+    )
+
+
+def _interleaved(measurement: PairedMeasurement, profile: ProfileSet) -> InterleavedRun:
+    return InterleavedRun(
+        dense=LatencySpread(measurement.reference_ms, measurement.reference_p90_ms),
+        pruned=LatencySpread(measurement.candidate_ms, measurement.candidate_p90_ms),
+        n_pairs=measurement.n_pairs,
+        reference_drift=measurement.reference_ms / profile.reference_ms - 1,
+    )
