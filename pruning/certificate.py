@@ -10,15 +10,14 @@ import json
 import math
 import os
 import platform
-import types
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
 from pruning.errors import InputError, StorageError
+from pruning.records import decode_record, require
 
 # 1: first version.
 FORMAT_VERSION = 1
@@ -68,7 +67,7 @@ class InterleavedRun:
     def __post_init__(self) -> None:
         """Refuse a run without pairs and a drift that is no number."""
         _check_positive("n_pairs", self.n_pairs)
-        _check(
+        require(
             math.isfinite(self.reference_drift), "reference_drift", self.reference_drift, "a finite number"
         )
 
@@ -159,20 +158,20 @@ class Certificate:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be evidence of anything."""
-        _check(
+        require(
             self.format_version == FORMAT_VERSION, "format_version", self.format_version, f"{FORMAT_VERSION}"
         )
         for name in ("budget_ms", "dense_ms", "predicted_ms", "measured_ms", "dense_macs", "macs"):
             _check_positive(name, getattr(self, name))
         for name in ("dense_accuracy", "accuracy"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, name, value, "a share in [0, 1]")
+            require(0 <= value <= 1, name, value, "a share in [0, 1]")
         low_ms, high_ms = self.measured_ci_ms
         encloses = 0 < low_ms <= self.measured_ms <= high_ms < math.inf
-        _check(encloses, "measured_ci_ms", self.measured_ci_ms, f"an interval around {self.measured_ms} ms")
+        require(encloses, "measured_ci_ms", self.measured_ci_ms, f"an interval around {self.measured_ms} ms")
         missing = [name for name in CERTIFIED_FILES if name not in self.sha256]
-        _check(not missing, "sha256", sorted(self.sha256), f"a hash of {', '.join(missing)} as well")
-        _check(_is_utc(self.created), "created", self.created, "an ISO 8601 time in UTC")
+        require(not missing, "sha256", sorted(self.sha256), f"a hash of {', '.join(missing)} as well")
+        require(_is_utc(self.created), "created", self.created, "an ISO 8601 time in UTC")
 
     @property
     def within_budget(self) -> bool:
@@ -222,8 +221,8 @@ class Certificate:
         # The version comes first: a file of another version would otherwise be called damaged field by field.
         if isinstance(document, dict) and "format_version" in document:
             version = document["format_version"]
-            _check(version == FORMAT_VERSION, "format_version", version, f"{FORMAT_VERSION}")
-        certificate: Self = _decode(cls, document, "the document")
+            require(version == FORMAT_VERSION, "format_version", version, f"{FORMAT_VERSION}")
+        certificate: Self = decode_record(cls, document, "the document")
         for name in ("within_budget", "speedup"):
             stated, derived = document.get(name), getattr(certificate, name)
             if stated != derived:
@@ -287,13 +286,8 @@ def write_atomically(path: Path, text: str) -> None:
         ) from error
 
 
-def _check(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{name} should be {allowed}, but is {value!r}.")
-
-
 def _check_positive(name: str, value: float) -> None:
-    _check(math.isfinite(value) and value > 0, name, value, "a positive number")
+    require(math.isfinite(value) and value > 0, name, value, "a positive number")
 
 
 def _is_utc(text: str) -> bool:
@@ -301,53 +295,3 @@ def _is_utc(text: str) -> bool:
         return datetime.fromisoformat(text).utcoffset() == timedelta(0)
     except ValueError:
         return False
-
-
-def _decode(expected: Any, value: Any, name: str) -> Any:
-    """`value`, parsed from JSON, as the annotated type `expected`; refuses by name what does not fit."""
-    if is_dataclass(expected) and isinstance(expected, type):
-        return _decode_record(expected, value, name)
-    origin, arguments = get_origin(expected), get_args(expected)
-    if origin is dict:
-        _check(isinstance(value, dict), name, value, "an object")
-        return {key: _decode(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        return _decode_tuple(arguments, value, name)
-    return value if expected is Any else _decode_scalar(expected, value, name)
-
-
-def _decode_record(record: type[Any], value: Any, name: str) -> Any:
-    _check(isinstance(value, dict), name, value, "an object")
-    hints = get_type_hints(record)
-    missing = [field.name for field in fields(record) if field.name not in value]
-    if missing:
-        raise InputError(f"{name} lacks {', '.join(missing)}.")
-    return record(**{key.name: _decode(hints[key.name], value[key.name], key.name) for key in fields(record)})
-
-
-def _decode_tuple(arguments: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    _check(isinstance(value, list), name, value, "a list")
-    variadic = arguments[-1] is Ellipsis
-    if not variadic:
-        _check(len(value) == len(arguments), name, value, f"a list of {len(arguments)}")
-    expected = [arguments[0]] * len(value) if variadic else arguments
-    return tuple(_decode(kind, item, name) for kind, item in zip(expected, value, strict=True))
-
-
-# JSON type by annotation: what is accepted, and what to call it. JSON has no integers of its own, so a
-# float field accepts an integer; a boolean is never a number.
-_SCALARS: Mapping[type, tuple[types.UnionType | type, str]] = {
-    float: (float | int, "a number"),
-    int: (int, "an integer"),
-    str: (str, "a text"),
-}
-
-
-def _decode_scalar(expected: type, value: Any, name: str) -> Any:
-    accepted, description = _SCALARS[expected]
-    fits = isinstance(value, accepted) and not isinstance(value, bool)
-    _check(fits, name, value, description)
-    try:
-        return expected(value)
-    except OverflowError as error:
-        raise InputError(f"{name} is too large.") from error

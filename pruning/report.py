@@ -4,18 +4,17 @@ Everything on the page comes from `ReportInputs`; the same inputs give the same 
 from elsewhere: style and plots are inside, and there is no script.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from latency.structure import KeptChannels
 from pruning.certificate import Certificate, write_atomically
 from pruning.report_plots import CurvePanel, curve_plot, latency_plot, prediction_plot
+from pruning.report_text import FILTERS, MillisecondsFormat, percent, written
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -171,13 +170,13 @@ def render_report(inputs: ReportInputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(_FILTERS)
+    environment.filters.update(FILTERS)
     plots = {name: Markup(svg) for name, svg in _plots(inputs).items()}
     return environment.get_template("report.html.j2").render(
         inputs=inputs,
         certificate=inputs.certificate,
         plots=plots,
-        ms=_milliseconds_format(inputs.certificate),
+        ms=MillisecondsFormat.telling_apart(inputs.certificate.measured_ms, inputs.certificate.budget_ms),
         notices=_notices(inputs.certificate),
         device=_device_rows(inputs.certificate),
         descriptions=_FILE_DESCRIPTIONS,
@@ -256,14 +255,14 @@ def _notices(certificate: Certificate) -> tuple[str, ...]:
     drift = certificate.interleaved.reference_drift
     if abs(drift) >= _NOTABLE_DRIFT:
         notices.append(
-            f"The reference network ran {_percent(abs(drift))} {'slower' if drift > 0 else 'faster'} than "
+            f"The reference network ran {percent(abs(drift))} {'slower' if drift > 0 else 'faster'} than "
             "when this device was profiled. The milliseconds here are those of the profile; on the machine as "
             f"it was during this run, both networks took {'longer' if drift > 0 else 'less'} by that share."
         )
     miss = certificate.predicted_ms / certificate.measured_ms - 1
     if abs(miss) > _PREDICTION_TOLERANCE:
         notices.append(
-            f"LPNet's prediction is {_percent(abs(miss))} {'above' if miss > 0 else 'below'} the measurement."
+            f"LPNet's prediction is {percent(abs(miss))} {'above' if miss > 0 else 'below'} the measurement."
         )
     return tuple(notices)
 
@@ -280,75 +279,4 @@ def _widths_summary(rows: tuple[WidthRow, ...]) -> str:
 def _device_rows(certificate: Certificate) -> tuple[tuple[str, str], ...]:
     """Rows of the device's table; settings and digest have their place elsewhere on the page."""
     fields = {name: value for name, value in certificate.device.items() if name not in ("settings", "digest")}
-    return tuple((name.replace("_", " "), _written(value)) for name, value in fields.items())
-
-
-def _written(value: Any) -> str:
-    """A JSON value as people would write it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} = {_written(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_written(item) for item in value) or "none"
-    return "none" if value is None else str(value)
-
-
-def _milliseconds_format(certificate: Certificate) -> "MillisecondsFormat":
-    """Three significant digits at the budget's size; more where the measurement would look equal to it."""
-    decimals = 3 if certificate.budget_ms < 1 else 2 if certificate.budget_ms < 100 else 1
-    compared = certificate.measured_ms, certificate.budget_ms
-    while (
-        len(set(compared)) == 2 and len({f"{value:.{decimals}f}" for value in compared}) == 1 and decimals < 9
-    ):
-        decimals += 1
-    return MillisecondsFormat(decimals)
-
-
-@dataclass(frozen=True, slots=True)
-class MillisecondsFormat:
-    """Writes milliseconds with the same number of decimals all over a report."""
-
-    decimals: int
-
-    def __call__(self, value_ms: float) -> str:
-        """`value_ms` with its unit."""
-        return f"{self.number(value_ms)}\u00a0ms"
-
-    def number(self, value_ms: float) -> str:
-        """`value_ms` without its unit, where the unit is stated beside it."""
-        return f"{value_ms:.{self.decimals}f}"
-
-
-def _percent(share: float, decimals: int = 1) -> str:
-    return f"{100 * share:.{decimals}f}\u00a0%"
-
-
-def _signed(value: float, decimals: int = 1) -> str:
-    """With a sign, a real minus, and no sign on what rounds to nothing."""
-    rounded = round(value, decimals)
-    return f"{rounded:+.{decimals}f}".replace("-", "\u2212") if rounded else f"{0:.{decimals}f}"
-
-
-def _change(after: float, before: float) -> str:
-    """Relative change in percent."""
-    return f"{_signed(100 * (after / before - 1))}\u00a0%" if before else "–"
-
-
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}\u00a0{unit}"
-    return f"{value:.0f}"
-
-
-def _breakable(text: object) -> Markup:
-    """With places where a browser may break a long dotted name."""
-    return Markup(re.sub(r"([._])(?=[A-Za-z])", r"\1<wbr>", str(escape(text))))
-
-
-_FILTERS = {
-    "breakable": _breakable,
-    "change": _change,
-    "count": _count,
-    "percent": _percent,
-    "signed": _signed,
-}
+    return tuple((name.replace("_", " "), written(value)) for name, value in fields.items())
