@@ -17,7 +17,7 @@ from pruning.errors import ModelSpecError
 from pruning.weights import load_weights_, require_finite
 
 _FORMS = "torchvision:NAME, timm:NAME or path/to/file.py:factory"
-# Two of torchvision's nets have auxiliary heads, used only in training, and warn unless told not to draw theirs slowly.
+# Two of torchvision's nets have auxiliary heads, used in training only, and start slowly unless told not to.
 _TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
@@ -117,7 +117,7 @@ def _from_timm(name: str, n_classes: int | None) -> nn.Module:
             f"Model 'timm:{name}' needs timm, which is not installed: pip install timm."
         ) from error
     _require_known("timm", name, timm.list_models())
-    options = {} if n_classes is None else {"num_classes": n_classes}
+    options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
     return _built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **options))
 
 
