@@ -5,10 +5,8 @@ One JSON file beside the pruned network. It is plain data: reading it needs neit
 which they disagree with it is refused as damaged.
 """
 
-import hashlib
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from pruning.errors import InputError, StorageError
+from pruning.errors import InputError
+from pruning.files import file_sha256, write_atomically
 from pruning.records import decode_record, require
 
 # 1: first version.
@@ -194,9 +193,8 @@ class Certificate:
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
-        write_atomically(
-            path, json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        )
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        write_atomically(path, text.encode())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -241,12 +239,6 @@ def changed_files(certificate: Certificate, directory: Path) -> tuple[str, ...]:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def recorded_versions() -> dict[str, str]:
     """Versions of Python and of those of `RECORDED_PACKAGES` that are installed, without importing them."""
     versions = {"python": platform.python_version()}
@@ -261,29 +253,6 @@ def recorded_versions() -> dict[str, str]:
 def utc_now() -> str:
     """The time, to the second, as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step that survives a crash: written beside it, flushed, renamed.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written; `path` is as it was.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with draft.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(
-            f"Cannot write {path}: {reason}; choose a folder with space that can be written."
-        ) from error
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from latency.structure import KeptChannels
-from pruning.certificate import Certificate, write_atomically
+from pruning.certificate import Certificate
+from pruning.files import write_atomically
 from pruning.report_plots import CurvePanel, curve_plot, latency_plot, prediction_plot
 from pruning.report_text import FILTERS, MillisecondsFormat, percent, written
 
@@ -157,7 +158,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    write_atomically(path, render_report(inputs))
+    write_atomically(path, render_report(inputs).encode())
 
 
 def render_report(inputs: ReportInputs) -> str:

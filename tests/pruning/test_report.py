@@ -324,9 +324,10 @@ def test_writes_the_rendered_page(tmp_path, html):
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(StorageError, match=r"Cannot write .*report\.html"):
-        write_report(tmp_path / "missing" / "report.html", make_inputs(**NO_PLOTS))
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"Cannot write '.*report\.html'"):
+        write_report(tmp_path / "file" / "report.html", make_inputs(**NO_PLOTS))
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 9), (8, -1), (0, 0)])

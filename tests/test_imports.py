@@ -1,0 +1,164 @@
+"""Imports run one way: from devices and milliseconds to pruning, and within each package layer by layer."""
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module imports from its own layer and from those above it. A new module needs a place here.
+LAYERS = {
+    "latency": (
+        ("errors", "metrics", "structure"),
+        ("channels", "graph", "labels", "operators", "propagation", "removal"),
+        ("candidate", "grid", "space"),
+        ("device", "measure", "probe", "session", "timing"),
+        ("journal", "profiles", "profiling", "sampling", "worker"),
+        ("encoding", "fitting", "lpnet", "predictor"),
+    ),
+    "pruning": (
+        ("errors", "files", "records"),
+        ("certificate", "checkpoint", "run"),
+        ("models", "trace", "weights"),
+        (
+            "data.arrays",
+            "data.augmentation",
+            "data.base",
+            "data.cifar10",
+            "data.digits",
+            "data.folder",
+            "data.normalisation",
+            "data.npz",
+            "data.sources",
+        ),
+        ("accuracy",),
+        ("gates",),
+        ("criteria.wgates",),
+        ("budget", "correction", "objective", "plan", "surgery"),
+        ("export", "verify"),
+        ("search",),
+        ("report", "report_plots", "report_text"),
+        ("device_stages", "stages"),
+        ("cli",),
+    ),
+}
+
+# What the installation for a device leaves out: the extra "prune".
+NOT_ON_A_DEVICE = (
+    *("jinja2", "matplotlib", "onnx_ir", "onnxscript", "pandas", "PIL", "safetensors", "sklearn"),
+    *("timm", "torch", "torchvision"),
+)
+FITTING = ("latency.encoding", "latency.fitting", "latency.lpnet")
+# `trimms profile`, `predict` and `verify` run through these.
+ON_A_DEVICE = ("certificate", "cli", "device_stages", "errors", "files", "records", "run", "verify")
+
+
+def sources(package):
+    """Path by dotted name of every module, packages by their own name."""
+    modules = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = sources("latency") | sources("pruning")
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def imported_names(path):
+    """Absolute dotted names that a file imports, in functions too; of `from a import b`, a.b if it is a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def own_imports(name):
+    """Modules of this project that the module `name` imports."""
+    return {imported for imported in imported_names(MODULES[name]) if imported in MODULES}
+
+
+def layer_of(name):
+    package, _, module = name.partition(".")
+    for index, layer in enumerate(LAYERS[package]):
+        if module in layer:
+            return index
+    return None
+
+
+@pytest.mark.parametrize("package", ["latency", "pruning"])
+def test_every_module_has_one_place_in_the_table(package):
+    placed = [f"{package}.{module}" for layer in LAYERS[package] for module in layer]
+    modules = {name for name in sources(package) if name not in PACKAGES}
+    assert sorted(placed) == sorted(modules), "LAYERS in tests/test_imports.py and the package differ"
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - PACKAGES))
+def test_modules_import_from_their_own_layer_and_those_above(name):
+    package, layer = name.partition(".")[0], layer_of(name)
+    same_package = {other for other in own_imports(name) - PACKAGES if other.startswith(f"{package}.")}
+    places = {other: layer_of(other) for other in same_package}
+    # Where a place is missing, the test above says so.
+    below = {other for other, place in places.items() if None not in (layer, place) and place > layer}
+    assert below == set()
+
+
+@pytest.mark.parametrize("name", sorted(sources("latency")))
+def test_latency_never_imports_pruning(name):
+    assert {other for other in own_imports(name) if other.partition(".")[0] == "pruning"} == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - PACKAGES))
+def test_modules_import_the_exact_module_and_never_a_root_package(name):
+    assert own_imports(name) & {"latency", "pruning"} == set()
+
+
+def test_there_are_no_cycles():
+    try:
+        TopologicalSorter({name: own_imports(name) - {name} for name in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' → '.join(error.args[1])}")
+
+
+def heavy_imports(names):
+    """Which of `NOT_ON_A_DEVICE` each module brings in first, when all are imported in turn."""
+    code = f"""
+import importlib, json, sys
+seen, found = set(), {{}}
+for name in {list(names)!r}:
+    importlib.import_module(name)
+    new = ({set(NOT_ON_A_DEVICE)!r} & sys.modules.keys()) - seen
+    seen |= new
+    found[name] = sorted(new)
+print(json.dumps(found))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return {name: heavy for name, heavy in json.loads(result.stdout).items() if heavy}
+
+
+def test_latency_but_for_fitting_imports_nothing_that_a_device_lacks():
+    assert heavy_imports(name for name in sources("latency") if name not in FITTING) == {}
+
+
+def test_what_runs_on_a_device_imports_nothing_that_a_device_lacks():
+    names = [f"pruning.{module}" for module in ON_A_DEVICE]
+    assert set(names) <= set(MODULES)
+    assert heavy_imports(["pruning", *names]) == {}
+
+
+def test_fitting_is_what_needs_torch():
+    # Otherwise the two tests above would pass for want of anything to find.
+    assert "torch" in {module for found in heavy_imports(FITTING).values() for module in found}
