@@ -115,7 +115,7 @@ def open_journal(path: Path) -> Iterator[ProfileJournal]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
     except OSError as error:
-        raise EnvironmentFailure(f"Cannot write the profile set {path}: {error.strerror}.") from error
+        raise EnvironmentFailure(f"Cannot open the profile set {path}: {error.strerror}.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -43,11 +43,11 @@ class Protocol:
         warmup_ms: time after which a warm-up of at least two inferences ends.
         min_pairs: samples of the candidate at least.
         max_pairs: samples of the candidate at most.
-        max_seconds: time after which no more pairs are added, once there are `min_pairs`.
+        max_seconds: time after which no sample is repeated and, once there are `min_pairs`, no pair added.
         relative_precision: wanted half-width of the ratio's 95 % confidence interval, relative to the ratio.
         min_sample_ms: a sample holds as many inferences as it takes to last this long.
         max_preempted: preempted samples that are dropped and repeated at most; further ones are kept, and the
-            measurement then counts as not converged.
+            measurement then counts as not converged, as it does where these were kept for lack of time.
         preempted_share: share of a sample's wall-clock time without the core that makes it preempted.
     """
 
@@ -166,8 +166,8 @@ def ready(run: Callable[[], None], clock: Clock, protocol: Protocol) -> TimedNet
 
 def measure_interleaved(candidate: TimedNet, reference: TimedNet, protocol: Protocol) -> PairedMeasurement:
     """The ratio of two networks that are already warm; see the module's text for the method."""
-    tally = _Tally(protocol.max_preempted)
     deadline_ns = reference.clock.wall_ns() + protocol.max_seconds * 1e9
+    tally = _Tally(protocol.max_preempted, deadline_ns)
     references = [tally.clean_sample(reference)]
     candidates: list[float] = []
     while True:
@@ -225,8 +225,24 @@ def device_lock(
         DeviceBusyError: the device was not free within `wait_s`.
     """
     # One file a user: in a shared /tmp another user's file may not even be opened.
-    path = (folder or Path(tempfile.gettempdir())) / f"trimms-{getpass.getuser()}-{settings.hardware}.lock"
+    name = f"trimms-{getpass.getuser()}-{settings.hardware}"
+    folder = folder or Path(tempfile.gettempdir())
     deadline = time.monotonic() + wait_s
+    with contextlib.ExitStack() as held:
+        try:
+            # Who waits holds the queue, so that a profiler between two candidates cannot overtake.
+            with _locked(folder / f"{name}.queue", deadline):
+                held.enter_context(_locked(folder / f"{name}.lock", deadline))
+        except BlockingIOError:
+            raise DeviceBusyError(
+                f"Another measurement has held the {settings.hardware} for {wait_s:g} s. Two at a time would slow "
+                f"each other down; try again when it has ended (lock {folder / name}.lock)."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, deadline: float) -> Iterator[None]:
     with path.open("a") as file:
         while True:
             try:
@@ -234,29 +250,25 @@ def device_lock(
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise DeviceBusyError(
-                        f"Another measurement has held the {settings.hardware} for {wait_s:g} s. Two at a "
-                        f"time would slow each other down; try again when it has ended (lock {path})."
-                    ) from None
-                time.sleep(0.02)
+                    raise
+                time.sleep(0.01)
         yield
 
 
 class _Tally:
     """Takes samples and counts the preempted ones."""
 
-    def __init__(self, max_dropped: int) -> None:
-        self.max_dropped = max_dropped
+    def __init__(self, max_dropped: int, deadline_ns: float) -> None:
         self.n_preempted = 0
-
-    @property
-    def kept_preempted(self) -> bool:
-        return self.n_preempted > self.max_dropped
+        self.kept_preempted = False
+        self._max_dropped = max_dropped
+        self._deadline_ns = deadline_ns
 
     def clean_sample(self, net: TimedNet) -> float:
         while (sample := net.sample()).preempted:
             self.n_preempted += 1
-            if self.kept_preempted:
+            if self.n_preempted > self._max_dropped or net.clock.wall_ns() > self._deadline_ns:
+                self.kept_preempted = True
                 break
         return sample.ms
 

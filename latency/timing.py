@@ -113,7 +113,6 @@ def clock_of(session: ort.InferenceSession) -> Clock:
 def garbage_collection_off() -> Iterator[None]:
     """Keep Python's garbage collector from running within samples."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

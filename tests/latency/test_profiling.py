@@ -1,0 +1,250 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from latency.errors import InputError, MeasurementError, ProfileError
+from latency.grid import ChannelStep, Grid
+from latency.measure import PairedMeasurement, Protocol
+from latency.probe import ProbeResult
+from latency.profiles import ProfileRow, read_profile
+from latency.profiling import ProfilePlan, measuring_order, profile
+from latency.sampling import SplitWidths
+from latency.worker import CandidateResult
+
+# Groups of the network: the residual stream (8 channels) and a removable branch (12).
+GRID = Grid((tuple(range(1, 9)), tuple(range(13))))
+QUICK = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
+PLAN = ProfilePlan(n_candidates=9, n_held_out=3, protocol=QUICK, grid=GRID)
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path, monkeypatch):
+    """A lock of the test's own: whatever else is measured on this machine meanwhile does not matter."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.fixture
+def space_path(residual_space, tmp_path) -> Path:
+    path = tmp_path / "base.onnx"
+    onnx.save(residual_space.model, path)
+    return path
+
+
+class FakeWorker:
+    """Measures at once: the ratio is the share of channels. Widths with an odd stem fail, if asked to."""
+
+    n_measured = 0
+    n_probed = 0
+    failing = staticmethod(lambda widths: False)
+
+    def __init__(self, setup) -> None:
+        self.setup = setup
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details) -> None:
+        pass
+
+    def probe(self) -> ProbeResult:
+        type(self).n_probed += 1
+        return ProbeResult(ChannelStep(4, 4), (), 1.0)
+
+    def measure(self, widths) -> CandidateResult:
+        type(self).n_measured += 1
+        if self.failing(widths):
+            return CandidateResult(None, "no memory")
+        ratio = sum(widths) / 20
+        return CandidateResult(
+            PairedMeasurement(
+                ratio,
+                (ratio, ratio),
+                ratio * 2,
+                2.0,
+                ratio * 2,
+                2.0,
+                6,
+                0,
+                True,
+                (ratio,) * 6,
+                (1.0,) * 6,
+                (2.0,) * 7,
+            )
+        )
+
+
+@pytest.fixture
+def fake_worker(monkeypatch) -> type[FakeWorker]:
+    worker = type("Worker", (FakeWorker,), {})
+    monkeypatch.setattr("latency.profiling.Worker", worker)
+    return worker
+
+
+def _profile(space_path: Path, out: Path, plan: ProfilePlan = PLAN, **options):
+    return profile(space_path, out, plan=plan, show_progress=False, **options)
+
+
+def test_candidates_are_measured_for_real(space_path, tmp_path):
+    found = _profile(space_path, tmp_path / "p.jsonl", ProfilePlan(4, 2, protocol=QUICK, grid=GRID))
+    assert len(found.rows) == 4 + 2 * 2
+    assert not found.failed_rows
+    assert found.rows[0].widths == (8, 12)
+    assert found.reference_ms > 0
+    assert found.noise_floor_mape is not None
+    assert (found.arrays("train").latency_ms > 0).all()
+    assert read_profile(tmp_path / "p.jsonl").digest == found.digest
+
+
+def test_the_same_command_again_measures_nothing(space_path, tmp_path, fake_worker):
+    first = _profile(space_path, tmp_path / "p.jsonl")
+    content = (tmp_path / "p.jsonl").read_bytes()
+    n_measured = fake_worker.n_measured
+    again = _profile(space_path, tmp_path / "p.jsonl")
+    assert again.digest == first.digest
+    assert fake_worker.n_measured == n_measured == 9 + 2 * 3
+    assert (tmp_path / "p.jsonl").read_bytes() == content
+
+
+def test_larger_numbers_measure_what_is_missing_and_leave_the_clock_alone(space_path, tmp_path, fake_worker):
+    first = _profile(space_path, tmp_path / "p.jsonl")
+    larger = ProfilePlan(n_candidates=20, n_held_out=5, protocol=QUICK, grid=GRID)
+    second = _profile(space_path, tmp_path / "p.jsonl", larger)
+    assert second.rows[: len(first.rows)] == first.rows
+    assert len(second.arrays("train").widths) == 20
+    assert len(second.arrays("held_out").widths) == 5
+    assert second.reference_ms == first.reference_ms
+    assert len(second.rows) == len({row.key for row in second.rows}) == 20 + 2 * 5
+
+
+def test_the_device_is_probed_once_and_the_step_makes_the_grid(space_path, tmp_path, fake_worker):
+    plan = ProfilePlan(n_candidates=2, n_held_out=1, protocol=QUICK)
+    found = _profile(space_path, tmp_path / "p.jsonl", plan)
+    assert found.header.grid.allowed == ((4, 8), (0, 4, 8, 12))
+    assert found.header.probe is not None
+    assert found.header.probe.step == ChannelStep(4, 4)
+    _profile(space_path, tmp_path / "p.jsonl", plan)
+    assert fake_worker.n_probed == 1
+
+
+def test_a_space_smaller_than_asked_for_is_measured_as_far_as_it_goes(space_path, tmp_path, fake_worker):
+    plan = ProfilePlan(n_candidates=50, n_held_out=50, protocol=QUICK, grid=Grid(((8,), (0, 6, 12))))
+    found = _profile(space_path, tmp_path / "p.jsonl", plan)
+    assert sorted({row.widths for row in found.rows}) == [(8, 0), (8, 6), (8, 12)]
+
+
+def test_failures_are_rows_and_are_not_measured_again(space_path, tmp_path, fake_worker):
+    fake_worker.failing = staticmethod(lambda widths: widths[0] % 2 == 1)
+    found = _profile(space_path, tmp_path / "p.jsonl")
+    assert found.failed_rows
+    assert {row.error for row in found.failed_rows} == {"no memory"}
+    assert len(found.rows) == 9 + 2 * 3
+    n_measured = fake_worker.n_measured
+    _profile(space_path, tmp_path / "p.jsonl")
+    assert fake_worker.n_measured == n_measured
+
+
+def test_ten_failures_in_a_row_end_it(space_path, tmp_path, fake_worker):
+    fake_worker.failing = staticmethod(lambda widths: True)
+    with pytest.raises(MeasurementError, match=r"10 candidates in a row failed.*with: no memory"):
+        _profile(space_path, tmp_path / "p.jsonl")
+    assert len(read_profile(tmp_path / "p.jsonl").rows) == 10
+
+
+def test_an_interrupted_profile_keeps_its_rows_and_goes_on(space_path, tmp_path, fake_worker):
+    rows: list[ProfileRow] = []
+
+    def stop_after_five(row: ProfileRow) -> None:
+        rows.append(row)
+        if len(rows) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _profile(space_path, tmp_path / "p.jsonl", on_row=stop_after_five)
+    assert read_profile(tmp_path / "p.jsonl").rows == tuple(rows)
+    found = _profile(space_path, tmp_path / "p.jsonl")
+    assert found.rows[:5] == tuple(rows)
+    assert len(found.rows) == 9 + 2 * 3
+    assert fake_worker.n_measured == 9 + 2 * 3
+
+
+def test_another_seed_does_not_continue_the_profile(space_path, tmp_path, fake_worker):
+    _profile(space_path, tmp_path / "p.jsonl")
+    with pytest.raises(ProfileError, match="begun with another seed: 0 there, 1 here"):
+        _profile(space_path, tmp_path / "p.jsonl", ProfilePlan(9, 3, seed=1, protocol=QUICK, grid=GRID))
+
+
+def test_a_plan_without_candidates_is_refused():
+    with pytest.raises(InputError, match="at least 1 candidate and 0 held-out ones, got 0 and 5"):
+        ProfilePlan(n_candidates=0, n_held_out=5)
+
+
+def test_the_bar_on_stderr_shows_what_is_left(space_path, tmp_path, fake_worker, capsys):
+    profile(space_path, tmp_path / "p.jsonl", plan=PLAN)
+    captured = capsys.readouterr()
+    assert "15/15" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(("n_train", "n_held_out"), [(9, 3), (2, 5), (7, 0), (10, 3)])
+def test_first_passes_are_mixed_and_second_passes_come_last(n_train, n_held_out):
+    vectors = [np.array([i]) for i in range(n_train + n_held_out)]
+    order = list(measuring_order(SplitWidths(tuple(vectors[:n_train]), tuple(vectors[n_train:]))))
+    assert len(order) == len(set(order)) == n_train + 2 * n_held_out
+    first, second = order[: n_train + n_held_out], order[n_train + n_held_out :]
+    assert all(pass_index == 0 for _, _, pass_index in first)
+    assert [split for _, split, _ in first].count("train") == n_train
+    assert all((split, pass_index) == ("held_out", 1) for _, split, pass_index in second)
+
+
+_PROFILE_60 = """
+import sys
+from pathlib import Path
+from latency.grid import Grid
+from latency.measure import Protocol
+from latency.profiling import ProfilePlan, profile
+quick = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
+grid = Grid((tuple(range(1, 9)), tuple(range(13))))
+profile(Path(sys.argv[1]), Path(sys.argv[2]), plan=ProfilePlan(40, 10, protocol=quick, grid=grid))
+"""
+
+
+def _children(process_id: int) -> list[int]:
+    return [
+        int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the measuring process in /proc")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(space_path, tmp_path, sent):
+    out = tmp_path / "p.jsonl"
+    command = [sys.executable, "-c", _PROFILE_60, str(space_path), str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as profiler:
+        deadline = time.monotonic() + 60
+        while not out.exists() or out.read_bytes().count(b"\n") < 12:
+            assert profiler.poll() is None, "the profile ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        children = _children(profiler.pid)
+        # Ctrl-C reaches the whole process group of the terminal, the measuring process included.
+        os.kill(profiler.pid, sent) if sent == signal.SIGKILL else os.killpg(profiler.pid, sent)
+    before = read_profile(out)
+    assert 11 <= len(before.rows) < 60
+    for child in children:
+        while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+            assert time.monotonic() < deadline, "the measuring process outlived the profile"
+            time.sleep(0.02)
+
+    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=QUICK, grid=GRID))
+    assert found.rows[: len(before.rows)] == before.rows
+    keys = [row.key for row in found.rows]
+    assert len(keys) == len(set(keys)) == 40 + 2 * 10
+    assert not found.failed_rows
