@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pruning.data.augmentation import Augmentation
 from pruning.data.normalisation import Normalisation
@@ -65,7 +64,8 @@ class SourceImages:
     """What a source of images gives; with the choices that are usual for its kind of images.
 
     Attributes:
-        train: images to train on.
+        train: images to train on; they may be larger than the network's input.
+        calibration: the same images in the same order, prepared as test images are.
         test: images to measure accuracy on.
         n_classes: number of classes; labels are 0 … n_classes - 1.
         augmentation: random variation that suits the images.
@@ -74,6 +74,7 @@ class SourceImages:
     """
 
     train: ImageSplit
+    calibration: ImageSplit
     test: ImageSplit
     n_classes: int
     augmentation: Augmentation
@@ -91,7 +92,8 @@ class ImageTask:
         n_classes: number of classes; labels are 0 … n_classes - 1.
         normalisation: from pixels to the network's input.
         augmentation: random variation of training images.
-        train: images to train on.
+        train: images to train on; they may be larger than the network's input.
+        calibration: the same images in the same order, prepared as test images are.
         test: images to measure accuracy on; never trained on, never used to choose anything.
         seed: decides the order of training images and their variations, together with the epoch.
         notes: what was done to the images, for the record.
@@ -103,6 +105,7 @@ class ImageTask:
     normalisation: Normalisation
     augmentation: Augmentation
     train: ImageSplit
+    calibration: ImageSplit
     test: ImageSplit
     seed: int
     notes: tuple[str, ...] = ()
@@ -139,7 +142,7 @@ class ImageTask:
         """The same `n_images` training images at every call, drawn at random, not varied, normalised."""
         generator = torch.Generator().manual_seed(_mixed(self.seed, -1))
         order = torch.randperm(self.n_train, generator=generator)[:n_images]
-        return self._plain_batches(self.train, order, batch_size)
+        return self._plain_batches(self.calibration, order, batch_size)
 
     def test_batches(self, batch_size: int = _READING_BATCH) -> Iterator[Batch]:
         """All test images in their own order, normalised, in float32."""
@@ -165,14 +168,7 @@ class ImageTask:
 
     def _plain_batches(self, split: ImageSplit, order: Tensor, batch_size: int) -> Iterator[Batch]:
         for images, labels in split.batches(order, batch_size):
-            yield Batch(self.normalisation.apply(resized(images, self.input_size[1:])), labels)
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [N, channels, *size] by bilinear interpolation, uint8; the same tensor where the size fits."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+            yield Batch(self.normalisation.apply(images), labels)
 
 
 def _mixed(seed: int, epoch: int) -> int:

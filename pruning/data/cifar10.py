@@ -37,6 +37,7 @@ def load_cifar10(location: str, input_size: tuple[int, int, int]) -> SourceImage
     splits = splits_from_arrays(arrays, input_size, f"cifar10:{location}")
     return SourceImages(
         train=splits.train,
+        calibration=splits.train,
         test=splits.test,
         n_classes=splits.n_classes,
         augmentation=ShiftAndFlip(padding=4, flip=True),

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pruning.data.augmentation import ShiftAndFlip
-from pruning.data.base import MemorySplit, SourceImages, resized
+from pruning.data.base import MemorySplit, SourceImages
 from pruning.errors import DataError
 
 # Pixels of the original are counts of 0 to 16.
@@ -31,8 +32,10 @@ def load_digits(location: str, input_size: tuple[int, int, int]) -> SourceImages
         np.arange(len(labels)), test_size=0.2, stratify=digits.target, random_state=0
     )
     _, height, width = input_size
+    train_split = MemorySplit(images[train], labels[train])
     return SourceImages(
-        train=MemorySplit(images[train], labels[train]),
+        train=train_split,
+        calibration=train_split,
         test=MemorySplit(images[test], labels[test]),
         n_classes=10,
         # A sixteenth of the side: 2 of 32 pixels, half a pixel of the original. A mirrored digit is no digit.
@@ -46,4 +49,5 @@ def _enlarged(
     images: np.ndarray[tuple[int, ...], np.dtype[np.float64]], size: tuple[int, int, int]
 ) -> Tensor:
     pixels = torch.from_numpy(np.round(images * (255 / _LARGEST_PIXEL)).astype(np.uint8))
-    return resized(pixels[:, None], size[1:]).repeat(1, size[0], 1, 1)
+    enlarged = F.interpolate(pixels[:, None], size=size[1:], mode="bilinear", antialias=True)
+    return enlarged.repeat(1, size[0], 1, 1)

@@ -1,5 +1,7 @@
 """Folders of images, `train/CLASS/*` and `val/CLASS/*`: decoded once into memory, or streamed."""
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,10 @@ from pruning.errors import DataError
 
 # Decoded images up to this size stay in memory, which leaves room for training on a machine with 8 GiB.
 _LARGEST_IN_MEMORY_BYTES = 4 * 2**30
-# Training images are kept this much larger than the input, so that crops of them are not enlarged as much.
-_TRAINING_MARGIN = 8 / 7
+# Training images are kept up to this much larger than the input, so that crops of them are enlarged less.
+_LARGEST_MARGIN = 8 / 7
+# Files whose sizes are looked at before that is decided.
+_N_PROBED = 32
 # More processes than this only compete with the training for cores and memory.
 _MOST_WORKERS = 8
 
@@ -97,13 +101,16 @@ def load_folder(
         raise DataError(
             f"Data 'folder:{location}' can be read with 1 or 3 channels, the input size says {channels}."
         )
-    margin = (channels, round(height * _TRAINING_MARGIN), round(width * _TRAINING_MARGIN))
-    train, classes = _listed(Path(location), "train", margin)
+    calibration, classes = _listed(Path(location), "train", input_size)
     test, test_classes = _listed(Path(location), "val", input_size)
     _require_same_classes(location, classes, test_classes)
+    margin = _margin(calibration)
+    train = dataclasses.replace(calibration, size=(channels, round(height * margin), round(width * margin)))
     in_memory = train.n_bytes + test.n_bytes <= largest_in_memory_bytes
     return SourceImages(
         train=_split(train, in_memory, "decode train", progress),
+        # From the files: the enlarged images, reduced again, would be blurred as no test image is.
+        calibration=_streamed(calibration),
         test=_split(test, in_memory, "decode val", progress),
         n_classes=len(classes),
         augmentation=ResizedCropAndFlip(),
@@ -151,7 +158,22 @@ def _require_same_classes(location: str, train: Sequence[str], test: Sequence[st
 def _split(files: ImageFiles, in_memory: bool, title: str, progress: bool) -> ImageSplit:
     if in_memory:
         return MemorySplit(_decoded(files, title, progress), files.labels)
+    return _streamed(files)
+
+
+def _streamed(files: ImageFiles) -> StreamedSplit:
     return StreamedSplit(files, n_workers=min(_MOST_WORKERS, _n_cores()))
+
+
+def _margin(files: ImageFiles) -> float:
+    """How much larger than the input training images are kept; 1 where the files hold no more detail."""
+    _, height, width = files.size
+    step = max(1, len(files.paths) // _N_PROBED)
+    reserves = []
+    for path in files.paths[::step]:
+        with _opened(path) as image:
+            reserves.append(min(image.width / width, image.height / height))
+    return float(np.clip(np.median(reserves), 1, _LARGEST_MARGIN))
 
 
 def _decoded(files: ImageFiles, title: str, progress: bool) -> Tensor:
@@ -173,19 +195,25 @@ def _decoded(files: ImageFiles, title: str, progress: bool) -> Tensor:
 def _decode(path: str, size: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Pixels [channels, height, width] of an image file."""
     channels, height, width = size
+    with _opened(path) as image:
+        # JPEG files can be decoded at a half, a quarter or an eighth; twice the size keeps the detail.
+        image.draft(_MODES[channels], (2 * width, 2 * height))
+        scale = max(width / image.width, height / image.height)
+        cut_width, cut_height = width / scale, height / scale
+        left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
+        box = (left, top, left + cut_width, top + cut_height)
+        pixels = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR, box)
+    return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            # JPEG files can be decoded at a half, a quarter or an eighth; twice the size keeps the detail.
-            image.draft(_MODES[channels], (2 * width, 2 * height))
-            scale = max(width / image.width, height / image.height)
-            cut_width, cut_height = width / scale, height / scale
-            left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
-            box = (left, top, left + cut_width, top + cut_height)
-            pixels = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR, box)
+            yield image
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"Image '{path}' cannot be read ({error}); mend or remove it.") from error
-    return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 class _Decoding(Dataset[Tensor | str]):

@@ -33,6 +33,7 @@ def load_npz(location: str, input_size: tuple[int, int, int]) -> SourceImages:
     in_colour = arrays.train_images.ndim == 4 and arrays.train_images.shape[3] > 1
     return SourceImages(
         train=splits.train,
+        calibration=splits.train,
         test=splits.test,
         n_classes=splits.n_classes,
         augmentation=ShiftAndFlip(padding=max(1, min(input_size[1:]) // 8), flip=in_colour),

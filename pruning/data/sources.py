@@ -58,6 +58,7 @@ def load_data(
         normalisation=parse_normalisation(normalisation, input_size[0], images.normalisation),
         augmentation=images.augmentation,
         train=images.train,
+        calibration=images.calibration,
         test=images.test,
         seed=seed,
         notes=images.notes,

@@ -1,12 +1,10 @@
 import dataclasses
 import json
 
-import numpy as np
-import pytest
 import torch
 
 from pruning.data.augmentation import ShiftAndFlip
-from pruning.data.base import ImageTask, MemorySplit, resized
+from pruning.data.base import ImageTask, MemorySplit
 from pruning.data.normalisation import Normalisation
 
 
@@ -24,6 +22,7 @@ def _task(n_train: int = 20, n_test: int = 6, size: int = 4) -> ImageTask:
         normalisation=Normalisation("none", (0.0,) * 3, (1.0,) * 3),
         augmentation=ShiftAndFlip(0, flip=False),
         train=_split(n_train, size),
+        calibration=_split(n_train),
         test=_split(n_test),
         seed=3,
     )
@@ -89,9 +88,8 @@ def test_test_images_come_in_their_own_order() -> None:
     assert _indices(_task().test_batches(4)) == list(range(6))
 
 
-def test_calibration_images_are_brought_to_the_input_size() -> None:
-    batch = next(_task(size=6).calibration_batches(4))
-    assert batch.images.shape == (4, 3, 4, 4)
+def test_calibration_images_are_prepared_as_test_images() -> None:
+    assert next(_task(size=6).calibration_batches(4)).images.shape == (4, 3, 4, 4)
 
 
 def test_the_record_is_json() -> None:
@@ -100,12 +98,3 @@ def test_the_record_is_json() -> None:
     assert record["n_test"] == 6
     assert record["normalisation"] == {"name": "none", "mean": [0.0] * 3, "deviation": [1.0] * 3}
     assert "ShiftAndFlip" in record["augmentation"]
-
-
-@pytest.mark.parametrize("size", [(4, 4), (2, 2), (9, 5)])
-def test_resizing_keeps_flat_colours(size: tuple[int, int]) -> None:
-    images = torch.from_numpy(np.full((2, 3, 4, 4), 90, np.uint8))
-    result = resized(images, size)
-    assert result.shape == (2, 3, *size)
-    assert result.dtype == torch.uint8
-    assert (result == 90).all()

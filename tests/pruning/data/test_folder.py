@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,25 @@ def test_streamed_images_are_those_in_memory(root: Path, n_workers: int) -> None
         assert torch.equal(ours.labels, theirs.labels)
 
 
+def test_calibration_images_are_prepared_as_test_images(root: Path) -> None:
+    shutil.copy(root / "train" / "red" / "1.png", root / "val" / "red" / "1.png")
+    source = load_folder(str(root), _SIZE, progress=False)
+    ours = next(source.calibration.batches(torch.tensor([5]), 1))
+    theirs = next(source.test.batches(torch.tensor([3]), 1))
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(8, 16), (16, 16), (17, 17), (40, 18)])
+def test_training_images_keep_a_margin_where_the_files_have_the_detail(
+    root: Path, side: int, kept: int
+) -> None:
+    for path in root.glob("train/*/*.png"):
+        Image.new("RGB", (side, 2 * side)).save(path)
+    source = load_folder(str(root), _SIZE, progress=False)
+    assert next(source.train.batches(torch.arange(2), 2)).images.shape == (2, 3, kept, kept)
+
+
 def test_the_centre_of_an_image_is_kept(root: Path) -> None:
     pixels = np.zeros((16, 48, 3), np.uint8)
     pixels[:, 16:32] = 250
@@ -78,17 +98,21 @@ def test_a_folder_is_a_task(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "decode train" in captured.err
 
 
-def _read_all(root: str, limit: int) -> None:
-    source = load_folder(root, _SIZE, largest_in_memory_bytes=limit, progress=False)
-    list(source.train.batches(torch.arange(8), 4))
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_damaged_image_is_named(root: Path, in_memory: bool) -> None:
+def test_a_damaged_image_is_named(root: Path) -> None:
     (root / "train" / "red" / "1.png").write_bytes(b"rubbish")
-    limit = 2**30 if in_memory else 0
     with pytest.raises(DataError, match=r"red/1\.png' cannot be read .*mend or remove it") as caught:
-        _read_all(str(root), limit)
+        load_folder(str(root), _SIZE, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_image_damaged_while_streaming_is_named(root: Path, n_workers: int) -> None:
+    streamed = load_folder(str(root), _SIZE, largest_in_memory_bytes=0, progress=False).train
+    assert isinstance(streamed, StreamedSplit)
+    (root / "train" / "red" / "1.png").write_bytes(b"rubbish")
+    split = dataclasses.replace(streamed, n_workers=n_workers)
+    with pytest.raises(DataError, match=r"red/1\.png' cannot be read .*mend or remove it") as caught:
+        list(split.batches(torch.arange(8), 4))
     assert "\n" not in str(caught.value)
 
 
