@@ -1,0 +1,1 @@
+"""Knows graphs, devices and milliseconds: channel structure, profiling and latency prediction."""

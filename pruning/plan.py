@@ -1,5 +1,6 @@
 """A plan: which channels of a network stay. Surgery takes a plan, never a criterion."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,12 @@ class Plan:
     def widths(self, space: SearchSpace) -> IntArray:
         """Group widths, [n_groups]."""
         return np.array([len(positions) for positions in self.positions(space)], dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the kept positions and the network they belong to, 16 hexadecimal digits."""
+        text = json.dumps([self.structure_hash, {name: list(kept) for name, kept in self.kept.items()}])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
         """Write the plan as JSON, atomically."""

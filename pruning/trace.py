@@ -2,24 +2,29 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir
 import onnx_ir.passes.common as onnx_passes
 import torch
 from onnx import numpy_helper
-from onnxscript import optimizer
+from onnxscript import opset18, optimizer
 from torch import nn
 
+from latency.graph import DERIVED
 from latency.space import SearchSpace
 from pruning.errors import TraceError
 
 _MODULE_PATH = "pkg.torch.onnx.name_scopes"
 """Metadata key under which torch's exporter stores the path of modules that a node was called in."""
+
+_FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE, onnx_ir.DataType.FLOAT16)
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int, int]) -> SearchSpace:
@@ -53,7 +58,13 @@ def export_base(model: nn.Module, input_shape: tuple[int, int, int, int]) -> onn
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                model, (example,), dynamo=True, optimize=False, verbose=False, input_names=["input"]
+                model,
+                (example,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                input_names=["input"],
+                custom_translation_table={torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d},
             )
         except Exception as error:  # the exporter raises whatever the traced code raises
             reason = _first_line(error)
@@ -62,14 +73,47 @@ def export_base(model: nn.Module, input_shape: tuple[int, int, int, int]) -> onn
                 ". trimms needs a network whose control flow does not depend on the data; check --input-size."
             ) from error
     assert program is not None
-    proto = _simplified(program.model)
-    _drop_zero_biases_(proto, {name for name, _ in model.named_parameters()})
+    stored = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    proto = _simplified(program.model, stored)
+    _drop_zero_biases_(proto, stored)
+    _mark_derived_(proto, stored)
     return proto
 
 
-def _simplified(model: onnx_ir.Model) -> onnx.ModelProto:
+def adaptive_avg_pool2d(images: Any, output_size: Sequence[int]) -> Any:
+    """Adaptive average pooling as two products with constant matrices, one for each side.
+
+    Where the output does not divide the input the exporter's own form gathers, masks and divides.
+    """
+    height, width = images.shape[-2], images.shape[-1]
+    if height % output_size[0] == 0 and width % output_size[1] == 0:
+        kernel = [height // output_size[0], width // output_size[1]]
+        return opset18.AveragePool(images, kernel_shape=kernel, strides=kernel)
+    rows = opset18.Constant(value=numpy_helper.from_array(_averages(height, output_size[0])))
+    columns = opset18.Constant(value=numpy_helper.from_array(_averages(width, output_size[1]).T.copy()))
+    return opset18.MatMul(opset18.MatMul(rows, images), columns)
+
+
+def _averages(n_in: int, n_out: int) -> npt.NDArray[np.float32]:
+    """Weight of each input position in each pooled one, [n_out, n_in]; bins as in torch's documentation."""
+    weights = np.zeros((n_out, n_in), dtype=np.float32)
+    for row in range(n_out):
+        first, last = row * n_in // n_out, -(-(row + 1) * n_in // n_out)
+        weights[row, first:last] = 1.0 / (last - first)
+    return weights
+
+
+def _simplified(model: onnx_ir.Model, stored: Set[str]) -> onnx.ModelProto:
+    def keep_parameters(node: onnx_ir.Node) -> bool | None:
+        """Fold no parameter or buffer into another constant: it would lose its name."""
+        reads = (value for value in node.inputs if value is not None and value.name in stored)
+        return False if any(value.dtype in _FLOATS for value in reads) else None
+
     optimizer.inline(model)
-    optimizer.fold_constants(model)
+    # Shapes found by the first pass are constants to the second.
+    for _ in range(2):
+        optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=keep_parameters)
+        onnx_passes.ShapeInferencePass()(model)
     optimizer.remove_unused_nodes(model)
     onnx_passes.CommonSubexpressionEliminationPass()(model)
     onnx_passes.IdentityEliminationPass()(model)
@@ -89,12 +133,12 @@ def _simplified(model: onnx_ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _drop_zero_biases_(model: onnx.ModelProto, parameters: set[str]) -> None:
+def _drop_zero_biases_(model: onnx.ModelProto, stored: Set[str]) -> None:
     """Drop the zeros that the exporter gives to convolutions without a bias."""
     zeros = {
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.name not in parameters and not np.any(numpy_helper.to_array(tensor))
+        if tensor.name not in stored and not np.any(numpy_helper.to_array(tensor))
     }
     for node in model.graph.node:
         if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in zeros:
@@ -103,6 +147,17 @@ def _drop_zero_biases_(model: onnx.ModelProto, parameters: set[str]) -> None:
     for index in range(len(model.graph.initializer) - 1, -1, -1):
         if model.graph.initializer[index].name not in read:
             del model.graph.initializer[index]
+
+
+def _mark_derived_(model: onnx.ModelProto, stored: Set[str]) -> None:
+    """Give constants that are no parameters or buffers a name that no module can have."""
+    derived = {t.name: DERIVED + t.name for t in model.graph.initializer if t.name not in stored}
+    for tensor in model.graph.initializer:
+        tensor.name = derived.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name in derived:
+                node.input[position] = derived[name]
 
 
 def _module_path(scopes: str) -> str:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import onnxruntime
 
+from latency.candidate import candidate_model, first_channels
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
 from latency.errors import DeviceMismatchError
 from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair
 from latency.profiles import ProfileSet, read_profile
 from latency.session import make_session
+from latency.space import SearchSpace
+from latency.structure import IntArray
 from pruning.certificate import (
     CERTIFIED_FILES,
     Certificate,
@@ -70,6 +73,23 @@ def measure_pruned(
         return measure_pair(
             make_session(pruned, settings), make_session(run.file("base.onnx"), settings), protocol
         )
+
+
+def measure_candidate(
+    space: SearchSpace, widths: IntArray, profile: ProfileSet, protocol: Protocol = VERIFYING
+) -> tuple[float, float]:
+    """Latency of a candidate on the profiled device, in ms, and the upper end of its 95 % interval.
+
+    Raises:
+        DeviceMismatchError: this is not the device that was profiled.
+    """
+    settings = require_profiled_device(profile)
+    candidate = candidate_model(space, first_channels(widths))
+    with device_lock(settings):
+        measurement = measure_pair(
+            make_session(candidate, settings), make_session(space.model, settings), protocol
+        )
+    return measurement.ratio * profile.reference_ms, measurement.ratio_ci[1] * profile.reference_ms
 
 
 def require_profiled_device(profile: ProfileSet) -> DeviceSettings:

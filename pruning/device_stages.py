@@ -1,0 +1,98 @@
+"""Stages that run on the device: profile, predict, verify. They need no torch."""
+
+from typing import Any
+
+import numpy as np
+
+from latency.device import DeviceSettings
+from latency.predictor import Predictor
+from latency.profiles import read_profile
+from latency.profiling import ProfilePlan, profile
+from latency.space import SearchSpace
+from latency.structure import IntArray
+from pruning.errors import SettingError
+from pruning.run import RunDirectory
+from pruning.verify import Verification, certify, verify
+
+
+def profile_stage(
+    run: RunDirectory, *, provider: str, threads: int, n_candidates: int, n_held_out: int, seed: int
+) -> dict[str, Any]:
+    """Measure candidates of the run's network on this device; goes on where it was interrupted."""
+    base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
+    batch_size = SearchSpace.load(base).input_shape[0]
+    settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
+    plan = ProfilePlan(n_candidates=n_candidates, n_held_out=n_held_out, seed=seed)
+    profile(base, run.file("profile.jsonl"), settings, plan)
+    return profile_summary(run)
+
+
+def profile_summary(run: RunDirectory) -> dict[str, Any]:
+    """What was measured, in a few figures."""
+    measured = read_profile(run.file("profile.jsonl"))
+    drift = measured.reference_drift
+    return {
+        "device": measured.header.fingerprint.describe(),
+        "dense_ms": measured.reference_ms,
+        "n_train": len(measured.arrays("train").latency_ms),
+        "n_held_out": len(measured.arrays("held_out").latency_ms),
+        "n_failed": len(measured.failed_rows),
+        "noise_floor_mape": measured.noise_floor_mape,
+        "reference_drift_low": drift.low,
+        "reference_drift_high": drift.high,
+        "profile": str(run.file("profile.jsonl")),
+    }
+
+
+def predict_stage(run: RunDirectory, *, widths: str | None, scale: float | None) -> dict[str, Any]:
+    """Predicted latency at given widths, or at one share of all of them."""
+    predictor = Predictor.load(run.require("lpnet", "run `trimms fit` first"))
+    full = np.array(predictor.manifest.full_widths)
+    vector = _widths(full, widths, scale)
+    groups = zip(predictor.manifest.group_names, vector.tolist(), strict=True)
+    return {
+        "predicted_ms": float(predictor.predict_ms(vector[None])[0]),
+        "dense_ms": predictor.manifest.reference_ms,
+        "widths": dict(groups),
+    }
+
+
+def _widths(full: IntArray, widths: str | None, scale: float | None) -> IntArray:
+    if (widths is None) == (scale is None):
+        raise SettingError("give either --widths or --scale.")
+    if scale is not None:
+        if not 0 < scale <= 1:
+            raise SettingError(f"--scale is a share in (0, 1]; got {scale}.")
+        return np.maximum(np.round(full * scale), 1).astype(np.int64)
+    try:
+        return np.array([int(part) for part in (widths or "").split(",")], dtype=np.int64)
+    except ValueError as error:
+        raise SettingError(
+            f"--widths '{widths}' is not a list of whole numbers, such as 48,64,128."
+        ) from error
+
+
+def verify_stage(run: RunDirectory, *, renew: bool) -> tuple[dict[str, Any], int]:
+    """Measure the pruned network again; the result, and the exit code."""
+    verification = certify(run) if renew else verify(run)
+    ok = verification.within_budget and verification.agrees
+    return verification_summary(verification), 0 if ok else 1
+
+
+def verification_summary(verification: Verification) -> dict[str, Any]:
+    """What was measured, in a few figures."""
+    certificate, measurement = verification.certificate, verification.measurement
+    return {
+        "budget_ms": certificate.budget_ms,
+        "measured_ms": verification.measured_ms,
+        "measured_low_ms": verification.ci_ms[0],
+        "measured_high_ms": verification.ci_ms[1],
+        "certified_ms": certificate.measured_ms,
+        "dense_ms": certificate.dense_ms,
+        "within_budget": verification.within_budget,
+        "agrees": verification.agrees,
+        "n_pairs": measurement.n_pairs,
+        "reference_drift": measurement.reference_ms / certificate.dense_ms - 1,
+        "accuracy": certificate.accuracy,
+        "dense_accuracy": certificate.dense_accuracy,
+    }

@@ -1,0 +1,96 @@
+"""All stages in order: a trained network in, a certified smaller one out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pruning.device_stages import profile_stage, verification_summary
+from pruning.report_inputs import write_run_report
+from pruning.run import RunDirectory, RunSettings
+from pruning.search import SearchOptions
+from pruning.stages import (
+    Budget,
+    FinetuneOptions,
+    Workbench,
+    feasible_budget_ms,
+    finetune_stage,
+    fit_stage,
+    prune_stage,
+    trace_stage,
+    train_stage,
+)
+from pruning.verify import certify
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Everything a run is asked for.
+
+    Attributes:
+        settings: what is pruned.
+        budget: latency to meet.
+        provider: ONNX Runtime provider of the device.
+        threads: threads of one inference.
+        n_candidates: networks to measure for LPNet.
+        n_held_out: networks to judge LPNet by.
+        search: how channels are searched for.
+        finetune: how the slim network is fine-tuned.
+        command: the command that repeats the run, for the report.
+    """
+
+    settings: RunSettings
+    budget: Budget
+    provider: str = "cpu"
+    threads: int = 1
+    n_candidates: int = 300
+    n_held_out: int = 60
+    search: SearchOptions = field(default_factory=SearchOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
+    command: str = ""
+
+
+def run_all(
+    run: RunDirectory, options: RunOptions, announce: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Run every stage that is not finished yet; the last one's figures.
+
+    The budget is checked against the device before anything is trained.
+
+    Args:
+        run: where the files go.
+        options: what is asked for.
+        announce: called with one line before each stage.
+
+    Raises:
+        BudgetError: the search space cannot reach the budget.
+    """
+    bench = Workbench(run, options.settings)
+    announce("1/7 trace: find the network's channel groups")
+    trace_stage(bench)
+    announce("2/7 profile: measure candidate networks on this device")
+    profile_stage(
+        run,
+        provider=options.provider,
+        threads=options.threads,
+        n_candidates=options.n_candidates,
+        n_held_out=options.n_held_out,
+        seed=options.settings.seed,
+    )
+    announce("3/7 fit: train the latency predictor")
+    fit_stage(run, options.settings.seed)
+    budget_ms = feasible_budget_ms(bench, options.budget)
+    announce(
+        f"4/7 train: the network to prune (budget {budget_ms:.4g} of {bench.profile.reference_ms:.4g} ms)"
+    )
+    train_stage(bench)
+    announce("5/7 prune: search for the channels to keep, cut, measure, correct")
+    prune_stage(bench, options.budget, options.search)
+    announce("6/7 fine-tune: recover accuracy, export")
+    finetune_stage(bench, options.finetune)
+    announce("7/7 verify: measure dense and pruned network side by side")
+    verification = certify(run)
+    write_run_report(bench, verification, options.command)
+    return verification_summary(verification) | {
+        "certificate": str(run.file("certificate.json")),
+        "report": str(run.file("report.html")),
+    }

@@ -1,0 +1,196 @@
+"""The search: trains a gated network under the budget, cuts it, and corrects the cut by measuring."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latency.lpnet import LatencyModel
+from latency.predictor import Predictor
+from latency.profiles import ProfileSet
+from latency.space import SearchSpace
+from pruning.budget import Choice, FloatArray, cut_to_target
+from pruning.correction import SAFETY, meet_budget
+from pruning.criteria.wgates import WGates
+from pruning.data import ImageTask
+from pruning.gates import GatedNetwork
+from pruning.objective import BudgetSchedule, LatencyHinge
+from pruning.plan import Plan, make_plan
+from pruning.training import TrainingConfig, TrainingHistory, train
+from pruning.verify import measure_candidate
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How the gates are searched for.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        lr: largest learning rate of the network's weights.
+        gate_lr: learning rate of the gates' parameters.
+        latency_weight: strength of the latency term.
+        anneal: share of the search after which the target is the budget.
+        distillation: share of the loss that compares with the dense network's scores.
+    """
+
+    epochs: int = 4
+    batch_size: int = 64
+    lr: float = 0.02
+    gate_lr: float = 0.05
+    latency_weight: float = 8.0
+    anneal: float = 0.7
+    distillation: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class PricedSpace:
+    """A search space with its prices on one device.
+
+    Attributes:
+        space: the search space.
+        profile: what was measured on the device.
+        lpnet: the predictor fitted to it, for gradients.
+        predictor: the same, for numbers.
+    """
+
+    space: SearchSpace
+    profile: ProfileSet
+    lpnet: LatencyModel
+    predictor: Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        plan: channels to keep.
+        predicted_ms: latency that LPNet predicts for them.
+        measured_ms: latency measured for them.
+        n_exports: cuts that were exported and measured.
+        history: how the search went.
+    """
+
+    plan: Plan
+    predicted_ms: float
+    measured_ms: float
+    n_exports: int
+    history: TrainingHistory
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetObjective:
+    """Adds the latency of a gated network's open gates to its training.
+
+    Attributes:
+        gated: the network in training.
+        hinge: the latency term.
+        gate_lr: largest learning rate of the gates' parameters.
+    """
+
+    gated: GatedNetwork
+    hinge: LatencyHinge
+    gate_lr: float
+
+    def penalty(self, progress: float) -> Tensor:
+        """The latency term at the widths of the last forward pass."""
+        return self.hinge(self.gated.widths, progress)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The gates' parameters, without weight decay."""
+        return [{"params": list(self.gated.gates.parameters()), "lr": self.gate_lr, "weight_decay": 0.0}]
+
+    def latency_ms(self) -> float:
+        """Predicted latency of the open gates."""
+        with torch.no_grad():
+            return float(self.hinge.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
+
+
+def search_within(
+    network: nn.Module,
+    teacher: nn.Module,
+    task: ImageTask,
+    device: PricedSpace,
+    budget_ms: float,
+    options: SearchOptions,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    title: str | None = "search",
+) -> SearchResult:
+    """Train gates with the network under the budget, then cut until the *measured* latency is within it.
+
+    Args:
+        network: the trained network; its weights go on training, in place.
+        teacher: the network as it was, to distil from.
+        task: the data.
+        device: the search space with its prices on one device.
+        budget_ms: latency to meet.
+        options: how to search.
+        seed: seed of the search.
+        checkpoint: file to keep the search's state in, to go on from after an interruption.
+        title: shown beside a progress bar; None shows none.
+
+    Raises:
+        BudgetError: no cut is measured within the budget.
+    """
+    smallest = device.predictor.manifest.grid.smallest().tolist()
+    gated = GatedNetwork(network, device.space, WGates(network, device.space), smallest)
+    config = TrainingConfig(
+        epochs=options.epochs,
+        learning_rate=options.lr,
+        batch_size=options.batch_size,
+        distillation=options.distillation,
+        seed=seed,
+    )
+    history = train(
+        gated,
+        task,
+        config,
+        teacher=teacher,
+        objective=_objective(gated, device, budget_ms, options),
+        checkpoint=checkpoint,
+        title=title,
+    )
+    with torch.no_grad():
+        scores = gated.gates.scores(dict(network.named_parameters())).double().cpu().numpy()
+    return _cut(scores, device, budget_ms, history, seed)
+
+
+def _objective(
+    gated: GatedNetwork, device: PricedSpace, budget_ms: float, options: SearchOptions
+) -> BudgetObjective:
+    lpnet = device.lpnet.eval().requires_grad_(False)
+    full = torch.from_numpy(device.space.full_widths).float()
+    with torch.no_grad():
+        dense_ms = float(lpnet(full.unsqueeze(0))[0])
+    schedule = BudgetSchedule(dense_ms, budget_ms * SAFETY, options.anneal)
+    return BudgetObjective(gated, LatencyHinge(lpnet, schedule, options.latency_weight), options.gate_lr)
+
+
+def _cut(
+    scores: FloatArray, device: PricedSpace, budget_ms: float, history: TrainingHistory, seed: int
+) -> SearchResult:
+    grid = device.predictor.manifest.grid
+
+    def cut(target_ms: float) -> Choice:
+        return cut_to_target(scores, device.space, grid, device.predictor.predict_ms, target_ms)
+
+    def measure(choice: Choice) -> tuple[float, float]:
+        return measure_candidate(device.space, np.array(choice.widths), device.profile)
+
+    best, tried = meet_budget(cut, measure, budget_ms)
+    plan = make_plan(
+        device.space,
+        best.choice.kept,
+        criterion="wgates",
+        budget_ms=budget_ms,
+        predicted_ms=best.choice.predicted_ms,
+        device=device.profile.header.fingerprint.digest,
+        seed=seed,
+    )
+    return SearchResult(plan, best.choice.predicted_ms, best.measured_ms, len(tried), history)

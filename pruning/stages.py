@@ -1,0 +1,343 @@
+"""Stages that need torch: trace, train, fit, prune, fine-tune. Each reads and writes files of a run directory.
+
+A stage that is finished with the same inputs is not run again; one that was interrupted goes on from its
+checkpoint.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latency.fitting import fit
+from latency.lpnet import LatencyModel
+from latency.lpnet import load_model as load_latency_model
+from latency.predictor import Predictor
+from latency.profiles import ProfileSet, read_profile
+from latency.space import SearchSpace
+from latency.structure import IntArray
+from pruning.accuracy import onnx_accuracy
+from pruning.budget import smallest_widths
+from pruning.certificate import recorded_versions
+from pruning.data import ImageTask, load_data
+from pruning.errors import BudgetError, SettingError
+from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
+from pruning.files import file_sha256
+from pruning.finetune import finetune
+from pruning.models import load_model, require_fit
+from pruning.plan import Plan
+from pruning.run import RunDirectory, RunSettings
+from pruning.search import PricedSpace, SearchOptions, search_within
+from pruning.surgery import slim
+from pruning.trace import trace
+from pruning.training import TrainingConfig, train
+from pruning.verify import measure_candidate, require_profiled_device
+from pruning.weights import load_weights_, save_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A latency budget: milliseconds of the profiled device, or a share of the dense latency.
+
+    Attributes:
+        budget_ms: latency in ms; None where `speedup` is given.
+        speedup: dense latency over budget; None where `budget_ms` is given.
+    """
+
+    budget_ms: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.budget_ms, self.speedup) if value is not None]
+        if len(given) != 1:
+            raise SettingError("give either --budget-ms or --speedup.")
+        if not (math.isfinite(given[0]) and given[0] > 0):
+            name = "--budget-ms" if self.budget_ms is not None else "--speedup"
+            raise BudgetError(f"{name} is a number above 0; got {given[0]}.")
+        if self.speedup is not None and self.speedup < 1:
+            raise BudgetError(f"--speedup is dense latency over budget, at least 1; got {self.speedup}.")
+
+    def at(self, dense_ms: float) -> float:
+        """The budget in ms for a network of the given dense latency."""
+        return self.budget_ms if self.budget_ms is not None else dense_ms / (self.speedup or 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneOptions:
+    """How the slim network is fine-tuned.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        learning_rate: largest learning rate.
+        distillation: share of the loss that compares with the dense network's scores.
+    """
+
+    epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    distillation: float = 0.7
+
+
+class Workbench:
+    """A run directory with what its stages load once: data, networks, search space, profile, LPNet.
+
+    Args:
+        run: the directory.
+        settings: the run's settings; None reads them from the directory.
+    """
+
+    def __init__(self, run: RunDirectory, settings: RunSettings | None = None) -> None:
+        self.run = run
+        if settings is not None:
+            run.begin(settings)
+        self.settings = run.settings()
+
+    @cached_property
+    def task(self) -> ImageTask:
+        """The run's data."""
+        settings = self.settings
+        return load_data(settings.data, settings.image_size, settings.normalisation, settings.seed)
+
+    def new_network(self) -> nn.Module:
+        """The network as its factory and weights file give it."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        weights = None if settings.weights is None else self.run.path.cwd() / settings.weights
+        return load_model(settings.model, weights, self.task.n_classes)
+
+    def dense_network(self) -> nn.Module:
+        """The network with the weights that are pruned: given, or trained by this run."""
+        network = self.new_network()
+        if self.settings.train_epochs:
+            path = self.run.require("dense.safetensors", "run `trimms run`, which trains the network first")
+            load_weights_(network, path)
+        return network.eval()
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """Search space of the run's network."""
+        return SearchSpace.load(self.run.require("base.onnx", "run `trimms trace` first"))
+
+    @cached_property
+    def profile(self) -> ProfileSet:
+        """What was measured on the device."""
+        return read_profile(self.run.require("profile.jsonl", "run `trimms profile` first"))
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """LPNet, for prediction."""
+        return Predictor.load(self.run.require("lpnet", "run `trimms fit` first"))
+
+    @cached_property
+    def lpnet(self) -> LatencyModel:
+        """LPNet, for gradients."""
+        return load_latency_model(self.run.require("lpnet", "run `trimms fit` first"))
+
+
+def trace_stage(bench: Workbench) -> dict[str, Any]:
+    """Export the network and find its channel groups: `base.onnx`."""
+    run, settings = bench.run, bench.settings
+    inputs = asdict(settings)
+    known = run.finished("trace", inputs)
+    if known is not None and run.file("base.onnx").is_file():
+        return known
+    _require_trained(settings)
+    network = bench.new_network()
+    require_fit(network, settings.image_size, bench.task.n_classes)
+    space = trace(network, settings.input_shape)
+    if not space.groups:
+        reasons = "; ".join(f"{kept.layer}: {kept.reason}" for kept in space.kept[:5])
+        raise SettingError(f"nothing in this network can be pruned ({reasons}).")
+    write_onnx(dense_model(space, network), run.file("base.onnx"))
+    prunable = int(space.full_widths.sum())
+    result = {
+        "base": str(run.file("base.onnx")),
+        "groups": len(space.groups),
+        "removable_groups": sum(bool(group.removes) for group in space.groups),
+        "prunable_channels": prunable,
+        "macs": space.macs(space.full_widths),
+        "structure_hash": space.structure_hash,
+        "widths": {group.name: group.n_channels for group in space.groups},
+        "kept": [asdict(kept) for kept in space.kept],
+    }
+    run.finish("trace", inputs, result)
+    return result
+
+
+def _require_trained(settings: RunSettings) -> None:
+    untrained = settings.model.startswith(("torchvision:", "timm:")) and settings.weights is None
+    if untrained and not settings.train_epochs:
+        raise SettingError(
+            f"{settings.model} comes without trained weights; give --weights FILE, or --train-epochs N to train it."
+        )
+
+
+def train_stage(bench: Workbench) -> dict[str, Any]:
+    """Train the network on the data, where the run asks for it: `dense.safetensors`, new `base.onnx`."""
+    run, settings = bench.run, bench.settings
+    inputs = asdict(settings)
+    known = run.finished("train", inputs)
+    if known is not None:
+        return known
+    if not settings.train_epochs:
+        return {"epochs": 0}
+    network = bench.new_network()
+    config = TrainingConfig(epochs=settings.train_epochs, seed=settings.seed)
+    history = train(
+        network, bench.task, config, checkpoint=run.file("train/state.safetensors"), title="training"
+    )
+    save_weights(network, run.file("dense.safetensors"))
+    write_onnx(dense_model(bench.space, network), run.file("base.onnx"))
+    result = {
+        "epochs": settings.train_epochs,
+        "accuracy": history.rows[-1].test_accuracy,
+        "history": history.to_json(),
+    }
+    run.finish("train", inputs, result)
+    return result
+
+
+def fit_stage(run: RunDirectory, seed: int) -> dict[str, Any]:
+    """Fit LPNet to the profile: `lpnet/`."""
+    profile = read_profile(run.require("profile.jsonl", "run `trimms profile` first"))
+    inputs = {"profile": profile.digest, "seed": seed}
+    known = run.finished("fit", inputs)
+    if known is not None and run.file("lpnet").is_dir():
+        return known
+    space = SearchSpace.load(run.require("base.onnx", "run `trimms trace` first"))
+    fitted = fit(profile, space, seed=seed)
+    fitted.save(run.file("lpnet"))
+    manifest = fitted.manifest
+    result = {
+        "n_train": manifest.n_train,
+        "noise_floor_mape": manifest.noise_floor_mape,
+        "dense_ms": manifest.reference_ms,
+        "lpnet_mape": manifest.metrics[manifest.kind].mape if manifest.metrics else None,
+        "metrics": {name: asdict(metrics) for name, metrics in manifest.metrics.items()},
+    }
+    run.finish("fit", inputs, result)
+    return result
+
+
+def feasible_budget_ms(bench: Workbench, budget: Budget) -> float:
+    """The budget in ms, if the space can reach it.
+
+    Raises:
+        BudgetError: the smallest network of the space is measured above the budget.
+    """
+    budget_ms = budget.at(bench.profile.reference_ms)
+    smallest = smallest_widths(bench.space, bench.predictor.manifest.grid)
+    if float(bench.predictor.predict_ms([smallest])[0]) <= 0.9 * budget_ms:
+        return budget_ms
+    smallest_ms, _ = measure_candidate(bench.space, smallest, bench.profile)
+    if smallest_ms > budget_ms:
+        raise BudgetError(
+            f"{budget_ms:.4g} ms is out of reach: the smallest network of this space takes {smallest_ms:.4g} ms on "
+            f"this device (dense: {bench.profile.reference_ms:.4g} ms); ask for more, or start from a smaller network."
+        )
+    return budget_ms
+
+
+def prune_stage(bench: Workbench, budget: Budget, options: SearchOptions) -> dict[str, Any]:
+    """Search for the channels to keep, cut and measure: `plan.json`, `search/network.safetensors`."""
+    run = bench.run
+    settings = require_profiled_device(bench.profile)
+    budget_ms = feasible_budget_ms(bench, budget)
+    inputs = {
+        "budget_ms": budget_ms,
+        "options": asdict(options),
+        "profile": bench.profile.digest,
+        "base": file_sha256(run.file("base.onnx")),
+    }
+    known = run.finished("prune", inputs)
+    if known is not None and run.file("plan.json").is_file():
+        return known
+    network = bench.dense_network()
+    found = search_within(
+        network,
+        bench.dense_network(),
+        bench.task,
+        PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor),
+        budget_ms,
+        options,
+        seed=bench.settings.seed,
+        checkpoint=run.file("search/state.safetensors"),
+    )
+    save_weights(network, run.file("search/network.safetensors"))
+    found.plan.write(run.file("plan.json"))
+    result = {
+        "budget_ms": budget_ms,
+        "dense_ms": bench.profile.reference_ms,
+        "predicted_ms": found.predicted_ms,
+        "measured_ms": found.measured_ms,
+        "exports": found.n_exports,
+        "threads": settings.threads,
+        "widths": {name: len(kept) for name, kept in found.plan.kept.items()},
+        "history": found.history.to_json(),
+    }
+    run.finish("prune", inputs, result)
+    return result
+
+
+def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]:
+    """Slim, fine-tune and export: `pruned.onnx`, `pruned.safetensors`, `pruned.pt2`."""
+    run = bench.run
+    pruned = run.result("prune", "run `trimms prune` first")
+    plan_path = run.require("plan.json", "run `trimms prune` first")
+    inputs = {"plan": Plan.read(plan_path).fingerprint, "options": asdict(options)}
+    known = run.finished("finetune", inputs)
+    if known is not None and run.file("pruned.onnx").is_file():
+        return known
+    teacher = bench.dense_network()
+    searched = bench.new_network()
+    load_weights_(searched, run.require("search/network.safetensors", "run `trimms prune` first"))
+    network, plan = slim(searched, bench.space, Plan.read(plan_path))
+    config = TrainingConfig(**asdict(options), seed=bench.settings.seed)
+    history = finetune(
+        network, teacher, bench.task, config, checkpoint=run.file("finetune/state.safetensors")
+    )
+    kept = plan.positions(bench.space)
+    plan.write(plan_path)
+    result = _export(bench, network, teacher, kept) | {
+        "budget_ms": pruned["budget_ms"],
+        "predicted_ms": pruned["predicted_ms"],
+        "history": history.to_json(),
+    }
+    run.finish("finetune", inputs, result)
+    return result
+
+
+def _export(
+    bench: Workbench, network: nn.Module, teacher: nn.Module, kept: tuple[IntArray, ...]
+) -> dict[str, Any]:
+    """Write the slim network in all its forms and measure the accuracy of its ONNX file."""
+    run, task = bench.run, bench.task
+    model = trained_model(bench.space, network, kept)
+    difference = require_same_outputs(network, model)
+    write_onnx(model, run.file("pruned.onnx"))
+    save_weights(network, run.file("pruned.safetensors"))
+    write_program(network, bench.settings.input_shape, run.file("pruned.pt2"))
+    widths = np.array([len(positions) for positions in kept])
+    return {
+        "accuracy": onnx_accuracy(run.file("pruned.onnx"), task, "accuracy of pruned.onnx"),
+        "dense_accuracy": onnx_accuracy(run.file("base.onnx"), task, "accuracy of base.onnx"),
+        "macs": bench.space.macs(widths),
+        "dense_macs": bench.space.macs(bench.space.full_widths),
+        "params": n_parameters(network),
+        "dense_params": n_parameters(teacher),
+        "onnx_difference": difference,
+        "input_shape": list(bench.settings.input_shape),
+        "mean": list(task.normalisation.mean),
+        "std": list(task.normalisation.deviation),
+        "versions": recorded_versions(),
+    }
+
+
+def n_parameters(network: nn.Module) -> int:
+    """Number of parameters of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
