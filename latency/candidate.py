@@ -9,7 +9,8 @@ from onnx import numpy_helper
 
 from latency.errors import WidthError
 from latency.graph import Array, attribute
-from latency.operators import pad_amounts, slice_ranges
+from latency.layer_rules import narrows_all_groups
+from latency.layout_rules import pad_amounts, slice_ranges
 from latency.removal import Removal
 from latency.space import SearchSpace
 from latency.structure import FIXED, IntArray
@@ -131,7 +132,7 @@ class _Cut:
             kept = _kept_along(slots, self._mask)
             if not kept.all():
                 value = np.compress(kept, value, axis=axis)
-        return np.ascontiguousarray(value)
+        return value
 
     def node(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node without its dead operands and with its channel counts rewritten."""
@@ -149,24 +150,42 @@ class _Cut:
 
     def kept_along(self, tensor: str, axis: int) -> Mask:
         """Whether each index along an axis of a tensor is kept, [size of the axis]."""
-        size = self._structure.graph.shapes[tensor][axis]
+        graph = self._structure.graph
+        size = graph.shapes[tensor][axis]
+        if graph.is_constant(tensor):
+            source_axis = graph.source_axis(tensor, axis)
+            known = [slots for at, slots in self._axes.get(graph.source(tensor), ()) if at == source_axis]
+            return _kept_along(known[0], self._mask) if known else np.ones(size, dtype=bool)
         slots = self._structure.tensor_slots.get(tensor)
-        if slots is None or slots.shape[axis] == 1:  # the same slots all along it
+        if slots is None or slots.shape[axis] < size:  # the same slots all along it
             return np.ones(size, dtype=bool)
         along = np.moveaxis(slots, axis, 0).reshape(size, -1)
         return np.asarray(_kept_along(along, self._mask).any(axis=1))
 
     def conv(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
         """Fewer groups, where whole groups are removed."""
-        if attribute(node, "group", 1) == 1 or any(
-            axis == 1 for axis, _ in self._axes.get(node.input[1], ())
-        ):
-            return
-        per_group = self._structure.graph.constants[node.input[1]].shape[1]
-        n_read = int(self.kept_along(node.input[0], 1).sum())
+        n_groups = attribute(node, "group", 1)
+        if n_groups > 1 and not narrows_all_groups(node, self._structure.graph):
+            self._count_groups(node, made, "group", n_groups)
+
+    def group_norm(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
+        """Fewer groups: they are removed whole."""
+        self._count_groups(node, made, "num_groups", attribute(node, "num_groups", 1))
+
+    def _count_groups(self, node: onnx.NodeProto, made: onnx.NodeProto, name: str, n_groups: int) -> None:
+        kept = self.kept_along(node.input[0], 1)
         for item in made.attribute:
-            if item.name == "group":
-                item.i = n_read // per_group
+            if item.name == name:
+                item.i = int(kept.sum()) * n_groups // kept.size
+
+    def gather(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
+        """Positions counted in kept channels."""
+        axis = attribute(node, "axis", 0) % len(self._structure.graph.shapes[node.input[0]])
+        kept = self.kept_along(node.input[0], axis)
+        if not kept.all():
+            indices = self._structure.graph.constants[node.input[1]] % kept.size
+            position = np.cumsum(kept) - 1
+            self._replace(made, 1, position[indices[kept[indices]]].tolist())
 
     def resize_to(self, node: onnx.NodeProto, made: onnx.NodeProto, position: int) -> None:
         """Put the output's new shape at an input position."""
@@ -224,7 +243,10 @@ _Rewrite = Callable[[_Cut, onnx.NodeProto, onnx.NodeProto], None]
 
 _REWRITES: Mapping[str, _Rewrite] = {
     "Conv": _Cut.conv,
+    "ConvTranspose": _Cut.conv,
     "Expand": lambda cut, node, made: cut.resize_to(node, made, 1),
+    "Gather": _Cut.gather,
+    "GroupNormalization": _Cut.group_norm,
     "Pad": _Cut.pad,
     "Reshape": lambda cut, node, made: cut.resize_to(node, made, 1),
     "Resize": lambda cut, node, made: cut.resize_to(node, made, 3),

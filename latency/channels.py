@@ -1,26 +1,18 @@
 """Channel structure of an ONNX graph: slots, groups, the parameters they own, the layers they widen."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx
 
-from latency.graph import Graph, attribute
+from latency.graph import Graph
+from latency.layer_rules import made_axis
+from latency.layer_views import LAYERS, LayerViews, layer_name
 from latency.operators import RULES
 from latency.propagation import Propagation, propagate
 from latency.removal import RemovalAnalysis
-from latency.structure import (
-    FIXED,
-    ChannelGroup,
-    IntArray,
-    KeptChannels,
-    LayerView,
-    LinearWidth,
-    ParameterAxis,
-)
-
-_WEIGHTED = ("Conv", "Gemm", "MatMul")
+from latency.structure import FIXED, ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,176 +40,180 @@ class ChannelStructure:
 
 def find_channels(graph: Graph) -> ChannelStructure:
     """Channel structure of a graph. Time grows linearly with its size."""
-    return _StructureBuilder(graph).build()
+    state = propagate(graph, RULES)
+    classes = state.ties.classes()
+    reasons = dict(state.ties.pin_reasons(classes))
+    while True:
+        numbering = _Numbering(state, classes, reasons)
+        contents = {name: numbering.contents(labels) for name, labels in state.labels.items()}
+        removal = RemovalAnalysis(graph, contents, numbering.producers)
+        stuck = numbering.stuck_classes(removal)
+        if not stuck:
+            break
+        reasons.update(stuck)
+    groups = _groups(numbering, removal)
+    slots = {name: numbering.slot_of_label[labels] for name, labels in state.labels.items()}
+    views = LayerViews(graph, slots, numbering.group_of_slot, numbering.sizes)
+    return ChannelStructure(
+        graph=graph,
+        groups=groups,
+        parameter_axes=numbering.parameter_axes(),
+        layers=views.make(_removed_by(groups, removal)),
+        kept=_kept(state, numbering, classes, reasons),
+        tensor_slots=slots,
+        removal=removal,
+    )
 
 
-def layer_name(graph: Graph, node: onnx.NodeProto) -> str:
-    """Name of the layer a node computes: its weight's name without `.weight`, else the node's name."""
-    for name in node.input[1:2]:
-        if name in graph.constants and name.endswith(".weight"):
-            return name.removesuffix(".weight")
-    return node.name or node.output[0]
+class _Numbering:
+    """Slots and groups made from label classes.
 
+    Attributes:
+        layers: index, node and made labels of every layer.
+        members: classes of each group's slots, in order.
+        slot_of_label: slot of every label, [n_labels].
+        group_of_slot: group of each slot, [n_slots].
+        sizes: number of slots of each group, [n_groups].
+        producers: for every group, indices of the nodes that make its channels.
+        first_layers: for every group, its first layer and the channels it makes there.
+    """
 
-class _StructureBuilder:
-    """Turns propagated labels into groups; holds the tables that the steps share."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._state: Propagation = propagate(graph, RULES)
-        self._classes = self._state.ties.classes()
-        self._reasons = dict(self._state.ties.pin_reasons(self._classes))
-        self._weighted = [
-            (index, node)
-            for index, node in enumerate(graph.nodes)
-            if node.op_type in _WEIGHTED and node.input[1] in graph.constants
+    def __init__(self, state: Propagation, classes: IntArray, reasons: dict[int, str]) -> None:
+        self._state = state
+        self._classes = classes
+        self.layers = [
+            (index, node, self._made_labels(node))
+            for index, node in enumerate(state.graph.nodes)
+            if node.op_type in LAYERS and node.output[0] not in state.graph.computed
         ]
-        self._members, self._slot_of_label = self._number_slots()
-        self._group_of_slot = np.repeat(
-            np.arange(len(self._members)), [len(members) for members in self._members]
-        )
-        self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)
+        self.members = self._find_members(reasons)
+        self.sizes: IntArray = np.array([len(group) for group in self.members], dtype=np.int64)
+        self.group_of_slot: IntArray = np.repeat(np.arange(len(self.members)), self.sizes)
+        slot_of_class = np.full(len(classes), FIXED, dtype=np.int64)
+        slot_of_class[[value for group in self.members for value in group]] = np.arange(self.sizes.sum())
+        self.slot_of_label: IntArray = slot_of_class[classes]
+        self.producers: list[set[int]] = [set() for _ in self.members]
+        self.first_layers: dict[int, tuple[onnx.NodeProto, int]] = {}
+        self._find_producers()
 
-    def build(self) -> ChannelStructure:
-        slots = {name: self._slot_of_label[labels] for name, labels in self._state.labels.items()}
-        contents = {name: self._contents(array) for name, array in slots.items()}
-        removal = RemovalAnalysis(self._graph, contents, self._producers())
-        groups = self._groups(removal)
-        axes = tuple(
-            ParameterAxis(axis.constant, axis.axis, self._slot_of_label[axis.labels], axis.role)
-            for axis in self._state.axes.values()
-            if (self._slot_of_label[axis.labels] != FIXED).any()
-        )
-        return ChannelStructure(
-            self._graph, groups, axes, self._layers(slots, groups, removal), self._kept(), slots, removal
-        )
+    def _made_labels(self, node: onnx.NodeProto) -> IntArray:
+        """Labels of the channels that a layer makes; none where its weight is no stored matrix or kernel."""
+        graph, weight = self._state.graph, node.input[1]
+        if not graph.is_constant(weight) or len(graph.shapes[weight]) < 2:
+            return np.zeros(0, dtype=np.int64)
+        axis = graph.source_axis(weight, made_axis(node, graph))
+        known = self._state.axes.get((graph.source(weight), axis))
+        return known.labels if known is not None else np.zeros(0, dtype=np.int64)
 
-    def _number_slots(self) -> tuple[list[list[int]], IntArray]:
-        """Classes of each group's slots in order, and the slot of every label."""
+    def _find_members(self, reasons: Iterable[int]) -> list[list[int]]:
+        """Classes that own the same axes equally often are interchangeable: one group."""
         signatures: dict[int, list[tuple[int, int]]] = {}
         for position, axis in enumerate(self._state.axes.values()):
             values, counts = np.unique(self._classes[axis.labels], return_counts=True)
             for value, count in zip(values.tolist(), counts.tolist(), strict=True):
                 signatures.setdefault(value, []).append((position, count))
         members: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        done = set(self._reasons)
-        for _, node in self._weighted:
-            for value in self._classes[self._made_labels(node)].tolist():
+        done = set(reasons) | {0}
+        for _, _, labels in self.layers:
+            for value in self._classes[labels].tolist():
                 if value not in done:
                     done.add(value)
                     members.setdefault(tuple(signatures[value]), []).append(value)
-        slot_of_class = np.full(len(self._classes), FIXED, dtype=np.int64)
-        ordered = list(members.values())
-        flat = [value for group in ordered for value in group]
-        slot_of_class[flat] = np.arange(len(flat))
-        return ordered, slot_of_class[self._classes]
+        return list(members.values())
 
-    def _made_labels(self, node: onnx.NodeProto) -> IntArray:
-        axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
-        known = self._state.axes.get((node.input[1], axis))
-        return known.labels if known is not None else np.zeros(0, dtype=np.int64)
+    def _find_producers(self) -> None:
+        for index, node, labels in self.layers:
+            made = self.slot_of_label[labels]
+            groups, counts = np.unique(self.group_of_slot[made[made != FIXED]], return_counts=True)
+            for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+                self.producers[group].add(index)
+                self.first_layers.setdefault(group, (node, count))
 
-    def _contents(self, slots: IntArray) -> frozenset[int | None]:
-        found = np.unique(slots)
-        groups: set[int | None] = set(self._group_of_slot[found[found != FIXED]].tolist())
-        if (found == FIXED).any():
-            groups.add(None)
-        return frozenset(groups)
+    def contents(self, labels: IntArray) -> frozenset[int | None]:
+        """Groups that a tensor's channels belong to; None among them where some are never removed."""
+        slots = np.unique(self.slot_of_label[labels])
+        groups: set[int | None] = set(self.group_of_slot[slots[slots != FIXED]].tolist())
+        return frozenset(groups | {None}) if slots.size and slots[0] == FIXED else frozenset(groups)
 
-    def _producers(self) -> list[set[int]]:
-        nodes: list[set[int]] = [set() for _ in self._members]
-        for index, node in self._weighted:
-            made = self._slot_of_label[self._made_labels(node)]
-            for group in np.unique(self._group_of_slot[made[made != FIXED]]):
-                nodes[int(group)].add(index)
-        return nodes
+    def stuck_classes(self, removal: RemovalAnalysis) -> dict[int, str]:
+        """Reason to pin each group of a single slot that cannot be removed: it leaves no choice."""
+        stuck = {}
+        for group in np.flatnonzero(self.sizes == 1).tolist():
+            refusal = removal.at([group]).refusal
+            if refusal is not None:
+                n_made = self.first_layers[group][1]
+                what = f"its {n_made} channels stand or fall together" if n_made > 1 else "it has one channel"
+                stuck[self.members[group][0]] = f"{what}, and without them {refusal}"
+        return stuck
 
-    def _groups(self, removal: RemovalAnalysis) -> tuple[ChannelGroup, ...]:
-        groups: list[ChannelGroup] = []
-        names: dict[str, int] = {}
-        offsets = np.concatenate([[0], np.cumsum(self._sizes)])
-        first = {}
-        for _, node in self._weighted:
-            made = self._slot_of_label[self._made_labels(node)]
-            made = made[made != FIXED]
-            for group, count in zip(*np.unique(self._group_of_slot[made], return_counts=True), strict=True):
-                first.setdefault(int(group), (layer_name(self._graph, node), int(count)))
-        for index in range(len(self._members)):
-            name, n_made = first[index]
-            names[name] = names.get(name, 0) + 1
-            effect = removal.at([index])
-            allowed = effect.refusal is None
-            removed = effect.removed_nodes if allowed else frozenset()
-            groups.append(
-                ChannelGroup(
-                    index=index,
-                    name=name if names[name] == 1 else f"{name}#{names[name]}",
-                    n_channels=int(self._sizes[index]),
-                    offset=int(offsets[index]),
-                    channels_per_slot=n_made // int(self._sizes[index]),
-                    zero_allowed=allowed,
-                    removes=tuple(layer_name(self._graph, n) for i, n in self._weighted if i in removed),
-                    implied_zero=tuple(sorted(effect.zero_groups - {index})) if allowed else (),
-                    presence=effect.presence if allowed else (),
-                )
-            )
-        return tuple(groups)
-
-    def _width(self, slots: IntArray) -> LinearWidth:
-        counts = np.bincount(self._group_of_slot[slots[slots != FIXED]], minlength=len(self._members))
-        terms = tuple(
-            (int(group), int(counts[group] // self._sizes[group])) for group in np.flatnonzero(counts)
-        )
-        return LinearWidth(int((slots == FIXED).sum()), terms)
-
-    def _layers(
-        self, slots: dict[str, IntArray], groups: tuple[ChannelGroup, ...], removal: RemovalAnalysis
-    ) -> tuple[LayerView, ...]:
-        removed_by: dict[int, list[int]] = {}
-        for group in groups:
-            if group.zero_allowed:
-                for node_index in removal.at([group.index]).removed_nodes:
-                    removed_by.setdefault(node_index, []).append(group.index)
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
+        """Axes of constants that hold any slot."""
+        axes = [(axis, self.slot_of_label[axis.labels]) for axis in self._state.axes.values()]
         return tuple(
-            self._layer(node, slots, tuple(removed_by.get(index, ()))) for index, node in self._weighted
+            ParameterAxis(axis.constant, axis.axis, slots, axis.role)
+            for axis, slots in axes
+            if (slots != FIXED).any()
         )
 
-    def _layer(
-        self, node: onnx.NodeProto, slots: dict[str, IntArray], depends_on: tuple[int, ...]
-    ) -> LayerView:
-        data, weight, output = node.input[0], node.input[1], node.output[0]
-        in_shape, out_shape = self._graph.shapes[data], self._graph.shapes[output]
-        is_conv = node.op_type == "Conv"
-        axis = 1 if is_conv else len(in_shape) - 1
-        weight_shape = self._graph.constants[weight].shape
-        n_conv_groups = attribute(node, "group", 1) if is_conv else 1
-        kind: Literal["dense", "depthwise", "grouped", "linear"] = "linear"
-        if is_conv:
-            kind = "dense" if n_conv_groups == 1 else "depthwise" if weight_shape[1] == 1 else "grouped"
-        return LayerView(
-            name=layer_name(self._graph, node),
-            kind=kind,
-            in_channels=self._width(_along(slots[data], axis, in_shape[axis])),
-            out_channels=self._width(_along(slots[output], axis, out_shape[axis])),
-            channels_per_conv_group=weight_shape[1] if is_conv else in_shape[axis],
-            kernel_area=int(np.prod(weight_shape[2:])) if is_conv else 1,
-            in_positions=int(np.prod(in_shape)) // in_shape[axis],
-            out_positions=int(np.prod(out_shape)) // out_shape[axis],
-            depends_on=depends_on,
+
+def _groups(numbering: _Numbering, removal: RemovalAnalysis) -> tuple[ChannelGroup, ...]:
+    graph = removal.graph
+    offsets = np.concatenate([[0], np.cumsum(numbering.sizes)])
+    names: dict[str, int] = {}
+    groups: list[ChannelGroup] = []
+    for index, size in enumerate(numbering.sizes.tolist()):
+        first, n_made = numbering.first_layers[index]
+        name = layer_name(graph, first)
+        names[name] = names.get(name, 0) + 1
+        effect = removal.at([index])
+        allowed = effect.refusal is None
+        removed = sorted(effect.removed_nodes) if allowed else []
+        groups.append(
+            ChannelGroup(
+                index=index,
+                name=name if names[name] == 1 else f"{name}#{names[name]}",
+                n_channels=size,
+                offset=int(offsets[index]),
+                channels_per_slot=n_made // size,
+                zero_allowed=allowed,
+                removes=tuple(layer_name(graph, graph.nodes[i]) for i in removed if _is_layer(graph, i)),
+                implied_zero=tuple(sorted(effect.zero_groups - {index})) if allowed else (),
+                presence=effect.presence if allowed else (),
+            )
         )
-
-    def _kept(self) -> tuple[KeptChannels, ...]:
-        rows = []
-        for _, node in self._weighted:
-            values = self._classes[self._made_labels(node)]
-            reasons = [self._reasons.get(int(value)) for value in values]
-            pinned = [reason for reason in reasons if reason is not None]
-            if pinned:
-                rows.append(KeptChannels(layer_name(self._graph, node), len(pinned), pinned[0]))
-        return tuple(rows)
+    return tuple(groups)
 
 
-def _along(slots: IntArray, axis: int, size: int) -> IntArray:
-    """Slots along one axis, [size]; they do not vary along the others."""
-    moved = np.moveaxis(slots, axis, 0)
-    return np.broadcast_to(moved.reshape(moved.shape[0], -1)[:, 0], (size,))
+def _is_layer(graph: Graph, index: int) -> bool:
+    return graph.nodes[index].op_type in LAYERS
+
+
+def _removed_by(groups: tuple[ChannelGroup, ...], removal: RemovalAnalysis) -> dict[int, list[int]]:
+    """Groups whose width 0 removes each node, by the node's index."""
+    removed_by: dict[int, list[int]] = {}
+    for group in groups:
+        for index in removal.at([group.index]).removed_nodes if group.zero_allowed else ():
+            removed_by.setdefault(index, []).append(group.index)
+    return removed_by
+
+
+def _kept(
+    state: Propagation, numbering: _Numbering, classes: IntArray, reasons: dict[int, str]
+) -> tuple[KeptChannels, ...]:
+    """Channels of every layer that are never removed, with the first reason found."""
+    rows = []
+    for _, node, labels in numbering.layers:
+        fixed = classes[labels][numbering.slot_of_label[labels] == FIXED].tolist()
+        if fixed:
+            found = [reasons[value] for value in fixed if value in reasons]
+            reason = found[0] if found else "nothing that is pruned reads them"
+            rows.append(KeptChannels(layer_name(state.graph, node), len(fixed), reason))
+        elif not labels.size and _has_weight(state.graph, node):
+            reason = state.opaque.get(node.output[0], "it mixes positions, not channels")
+            n_channels = state.graph.shapes[node.output[0]][1 if node.op_type.startswith("Conv") else -1]
+            rows.append(KeptChannels(layer_name(state.graph, node), n_channels, reason))
+    return tuple(rows)
+
+
+def _has_weight(graph: Graph, node: onnx.NodeProto) -> bool:
+    return node.op_type != "MatMul" or any(graph.is_parameter(name) for name in node.input)

@@ -15,6 +15,22 @@ from latency.errors import ModelFileError
 
 Array = npt.NDArray[Any]
 
+DERIVED = "constant::"
+"""Prefix of constants that tracing computed; every other initialiser is a parameter under its own name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantView:
+    """A tensor that holds a constant's elements with its axes permuted, or with axes of length 1 more or fewer.
+
+    Attributes:
+        constant: the constant it shows.
+        axes: for each axis of the view the constant's axis that it shows, None for an axis of length 1.
+    """
+
+    constant: str
+    axes: tuple[int | None, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:
@@ -24,6 +40,9 @@ class Graph:
         model: the ONNX model, shapes inferred.
         nodes: nodes in topological order that an output depends on, `Constant` nodes left out.
         constants: value of every initialiser and `Constant` node, by name.
+        parameters: names of the initialisers that tracing did not compute.
+        views: tensors that are views of a constant, such as the transposed weight of a linear layer.
+        computed: tensors computed from constants alone, other than views.
         shapes: static shape of every tensor, by name.
         inputs: names of the inputs that are no initialisers.
         outputs: names of the outputs.
@@ -32,9 +51,33 @@ class Graph:
     model: onnx.ModelProto
     nodes: tuple[onnx.NodeProto, ...]
     constants: Mapping[str, Array]
+    parameters: frozenset[str]
+    views: Mapping[str, ConstantView]
+    computed: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is a constant or a view of one."""
+        return name in self.constants or name in self.views
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor is a stored parameter or a view of one, not a number that code computed."""
+        return self.source(name) in self.parameters
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether a tensor is the same for every input: a constant, or computed from constants."""
+        return self.is_constant(name) or name in self.computed
+
+    def source(self, name: str) -> str:
+        """The constant that a view shows; any other tensor's own name."""
+        return self.views[name].constant if name in self.views else name
+
+    def source_axis(self, name: str, axis: int) -> int | None:
+        """Axis of the constant that an axis of a constant or view shows; None where it shows none."""
+        axis %= len(self.shapes[name])
+        return self.views[name].axes[axis] if name in self.views else axis
 
     def consumers(self) -> dict[str, list[int]]:
         """Indices of the nodes that read each tensor."""
@@ -69,6 +112,7 @@ def make_graph(model: onnx.ModelProto) -> Graph:
         ModelFileError: shape inference fails, or a tensor's shape is not static.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    parameters = frozenset(name for name in constants if not name.startswith(DERIVED))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -79,7 +123,10 @@ def make_graph(model: onnx.ModelProto) -> Graph:
     shapes.update({name: value.shape for name, value in constants.items()})
     inputs = tuple(value.name for value in model.graph.input if value.name not in constants)
     outputs = tuple(value.name for value in model.graph.output)
-    return Graph(model, _needed_nodes(nodes, outputs), constants, shapes, inputs, outputs)
+    needed = _needed_nodes(nodes, outputs)
+    views = _views(needed, constants, shapes)
+    computed = _computed(needed, {*constants, *views})
+    return Graph(model, needed, constants, parameters, views, computed, shapes, inputs, outputs)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -88,6 +135,48 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+_RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def _views(
+    nodes: tuple[onnx.NodeProto, ...], constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, ConstantView]:
+    views: dict[str, ConstantView] = {}
+    for node in nodes:
+        source = node.input[0] if node.input else ""
+        if source not in constants and source not in views:
+            continue
+        known = views.get(source) or ConstantView(source, tuple(range(len(shapes[source]))))
+        if node.op_type == "Transpose":
+            order = attribute(node, "perm", list(reversed(range(len(known.axes)))))
+        elif node.op_type in _RESHAPING:
+            order = _kept_axes(shapes[source], shapes[node.output[0]])
+        else:
+            continue
+        if order is not None:
+            axes = tuple(None if axis is None else known.axes[axis] for axis in order)
+            views[node.output[0]] = ConstantView(known.constant, axes)
+    return views
+
+
+def _computed(nodes: tuple[onnx.NodeProto, ...], constants: set[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for node in nodes:
+        names = [name for name in node.input if name]
+        if names and all(name in constants or name in found for name in names):
+            found.update(name for name in node.output if name not in constants)
+    return frozenset(found)
+
+
+def _kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int | None] | None:
+    """Axis of `before` that each axis of `after` is; None if more changed than axes of length 1."""
+    long_axes = [axis for axis, size in enumerate(before) if size != 1]
+    if [before[axis] for axis in long_axes] != [size for size in after if size != 1]:
+        return None
+    remaining = iter(long_axes)
+    return [next(remaining) if size != 1 else None for size in after]
 
 
 def _needed_nodes(nodes: list[onnx.NodeProto], outputs: tuple[str, ...]) -> tuple[onnx.NodeProto, ...]:

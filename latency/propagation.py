@@ -31,17 +31,31 @@ class Propagation:
         labels: labels of every tensor reached so far; constants have none.
         axes: labelled axes of constants, by (constant, axis).
         shared_layouts: label arrays that must stay rectangular, with the reason for tying them.
+        opaque: why the output of a node has no labels, by the tensor's name.
     """
 
     graph: Graph
     ties: LabelTies = field(default_factory=LabelTies)
     labels: dict[str, IntArray] = field(default_factory=dict)
-    axes: dict[tuple[str, int], LabelledAxis] = field(default_factory=dict)
+    axes: dict[tuple[str, int | None], LabelledAxis] = field(default_factory=dict)
     shared_layouts: list[tuple[IntArray, str]] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+    _makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._makers.update((name, node) for node in self.graph.nodes for name in node.output)
+
+    def maker(self, name: str) -> onnx.NodeProto:
+        """The node that computes a tensor."""
+        return self._makers[name]
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether `name` is the same for every input: a constant, or computed from constants."""
+        return self.graph.is_fixed(name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether `name` is an initialiser or a `Constant`."""
-        return name in self.graph.constants
+        """Whether `name` is a constant or a view of one."""
+        return self.graph.is_constant(name)
 
     def unlabelled(self, name: str) -> IntArray:
         """Label array of a tensor whose elements are never removed."""
@@ -62,25 +76,36 @@ class Propagation:
                 )
         return np.broadcast_to(labels.ravel(), (self.graph.shapes[name][axis],)).copy()
 
-    def bind(self, constant: str, axis: int, labels: IntArray, role: Role) -> IntArray:
-        """Give one axis of a constant its labels; a constant used twice has its labels tied.
+    def bind(self, name: str, axis: int, labels: IntArray, role: Role) -> IntArray:
+        """Give one axis of a constant, or of a view of one, its labels; used twice, the labels are tied.
 
         Returns:
             The labels of the axis, [size of the axis].
         """
-        known = self.axes.get((constant, axis))
+        constant, source_axis = self.graph.source(name), self.graph.source_axis(name, axis)
+        if source_axis is None:
+            self.ties.pin(labels, f"'{constant}' has no axis for it")
+            return labels
+        known = self.axes.get((constant, source_axis))
         if known is None:
-            self.axes[constant, axis] = LabelledAxis(constant, axis, labels, role)
+            self.axes[constant, source_axis] = LabelledAxis(constant, source_axis, labels, role)
             return labels
         self.ties.tie(known.labels, labels, f"'{constant}' is shared with channels that are never removed")
         return known.labels
 
-    def bound(self, constant: str, axis: int) -> IntArray:
-        """Labels of one axis of a constant; new ones at its first use. Such an axis makes channels."""
-        known = self.axes.get((constant, axis))
+    def bound(self, name: str, axis: int) -> IntArray:
+        """Labels of one axis of a constant or view; new ones at its first use. Such an axis makes channels."""
+        known = self.axes.get((self.graph.source(name), self.graph.source_axis(name, axis)))
         if known is not None:
             return known.labels
-        return self.bind(constant, axis, self.ties.fresh(self.graph.constants[constant].shape[axis]), "out")
+        return self.bind(name, axis, self.ties.fresh(self.graph.shapes[name][axis]), "out")
+
+    def positions_mixed(self, node: onnx.NodeProto, name: str) -> bool:
+        """Pin what lies along the positions that a convolution or pooling slides over; whether there is any."""
+        along = [axis for axis in varying_axes(self.of(name)) if axis >= 2]
+        if along:
+            self.ties.pin(self.of(name), f"{node.op_type} '{node.name}' mixes channels laid out as positions")
+        return bool(along)
 
     def pin_inputs(self, node: onnx.NodeProto, reason: str) -> None:
         """Pin every channel that the node reads; its outputs get no labels."""
@@ -90,9 +115,75 @@ class Propagation:
         for name in node.output:
             if name:
                 self.labels[name] = self.unlabelled(name)
+                self.opaque[name] = reason
 
+
+ELEMENTWISE = frozenset(
+    "Abs Add And Cast CastLike Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Expand Floor Gelu Greater"
+    " GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mul Neg"
+    " Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tanh"
+    " ThresholdedRelu Where".split()
+)
+"""Operators whose output at a place depends on the operands at that place only."""
 
 Rule = Callable[[Propagation, onnx.NodeProto], None]
+
+
+def same(state: Propagation, node: onnx.NodeProto) -> None:
+    """Rule of operators that act on each element of the first input by itself."""
+    for name in node.output:
+        if name:
+            state.labels[name] = state.of(node.input[0])
+
+
+def along_axis(state: Propagation, node: onnx.NodeProto, axes: list[int], what: str) -> None:
+    """Rule of operators that mix elements along `axes` and keep the others apart.
+
+    Channels that lie along `axes` only are pinned; where they also lie along another axis, those that are
+    mixed are tied and stay free as a whole.
+    """
+    labels = state.of(node.input[0])
+    varying = varying_axes(labels)
+    mixed = [axis for axis in varying if axis in axes]
+    if mixed and len(mixed) == len(varying):
+        state.pin_inputs(node, f"{node.op_type} '{node.name}' {what}")
+        return
+    for axis in mixed:
+        labels = state.ties.tie_along(labels, axis, f"{node.op_type} '{node.name}' {what}")
+    for name in node.output:
+        if name:
+            state.labels[name] = labels
+
+
+def aligned(labels: IntArray, n_dims: int) -> IntArray:
+    """Labels with axes of length 1 put in front, as broadcasting does."""
+    return labels.reshape((1,) * (n_dims - labels.ndim) + labels.shape)
+
+
+def adopt(state: Propagation, name: str, labels: IntArray) -> None:
+    """Give a constant operand the labels of the result along the axes that it has.
+
+    A tensor that was computed from constants element by element passes them on to those.
+    """
+    shape = state.graph.shapes[name]
+    labels = aligned(labels[(0,) * (labels.ndim - len(shape))], len(shape))
+    own = [axis for axis in varying_axes(labels) if shape[axis] > 1]
+    if not own:
+        return
+    if state.is_constant(name):
+        for axis in own:
+            along = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+            vector = state.ties.tie_along(along, 1, f"'{name}' is shared between channels").ravel()
+            state.bind(name, axis, vector, "out")
+        return
+    node = state.maker(name)
+    if node.op_type not in ELEMENTWISE or state.labels[name].any():
+        state.ties.pin(labels, f"{node.op_type} '{node.name}' computes '{name}', which is combined with it")
+        return
+    state.labels[name] = labels
+    for operand in node.input:
+        if operand:
+            adopt(state, operand, labels)
 
 
 def propagate(graph: Graph, rules: Mapping[str, Rule]) -> Propagation:
@@ -109,6 +200,11 @@ def propagate(graph: Graph, rules: Mapping[str, Rule]) -> Propagation:
 
 
 def _apply(state: Propagation, node: onnx.NodeProto, rules: Mapping[str, Rule]) -> None:
+    if node.output[0] in state.graph.views:
+        return
+    if node.output[0] in state.graph.computed:
+        state.labels.update((name, state.unlabelled(name)) for name in node.output if name)
+        return
     inputs = [name for name in node.input if name]
     if all(state.is_constant(name) or not state.labels[name].any() for name in inputs):
         rule = rules.get(node.op_type)

@@ -92,11 +92,14 @@ class LayerView:
         kind: "dense", "depthwise" or "grouped" convolution, or "linear".
         in_channels: channels read, as a function of the group widths.
         out_channels: channels produced.
-        channels_per_conv_group: input channels that each filter reads, for grouped convolutions.
+        channels_per_conv_group: input channels that each filter reads at full width, for grouped convolutions.
         kernel_area: kernel height × width, 1 for linear layers.
         in_positions: height × width of the input, 1 for linear layers, times the batch size.
-        out_positions: height × width of the output, times the batch size.
+        out_positions: positions at which the kernel is applied: height × width of the output (of the input
+            for transposed convolutions), times the batch size.
         depends_on: groups whose width 0 removes the layer, beyond those in its own channel counts.
+        n_narrowed_groups: for grouped convolutions whose groups all become narrower together, their number;
+            0 where groups are kept or removed whole.
     """
 
     name: str
@@ -108,17 +111,22 @@ class LayerView:
     in_positions: int
     out_positions: int
     depends_on: tuple[int, ...]
+    n_narrowed_groups: int = 0
 
     def macs(self, widths: Sequence[int] | IntArray) -> int:
         """Multiply-accumulates at the given group widths, [n_groups]; 0 where the layer is removed."""
         if any(int(widths[group]) == 0 for group in self.depends_on):
             return 0
-        n_out = self.out_channels.at(widths)
-        n_in = self.in_channels.at(widths)
-        if n_in == 0:
-            return 0
-        read = n_in if self.kind in ("dense", "linear") else min(n_in, self.channels_per_conv_group)
-        return self.out_positions * self.kernel_area * read * n_out
+        read = self.channels_read(self.in_channels.at(widths))
+        return self.out_positions * self.kernel_area * read * self.out_channels.at(widths)
+
+    def channels_read(self, in_channels: int) -> int:
+        """Channels that each filter reads where the layer's input has `in_channels`."""
+        if self.kind in ("dense", "linear"):
+            return in_channels
+        if self.n_narrowed_groups:
+            return in_channels // self.n_narrowed_groups
+        return min(in_channels, self.channels_per_conv_group)
 
 
 @dataclass(frozen=True, slots=True)

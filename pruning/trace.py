@@ -110,11 +110,12 @@ def _simplified(model: onnx_ir.Model, stored: Set[str]) -> onnx.ModelProto:
         return False if any(value.dtype in _FLOATS for value in reads) else None
 
     optimizer.inline(model)
-    # Shapes found by the first pass are constants to the second.
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=keep_parameters)
-        onnx_passes.ShapeInferencePass()(model)
-    optimizer.remove_unused_nodes(model)
+        optimizer.remove_unused_nodes(model)
+        if not any(node.op_type == "Shape" for node in model.graph):
+            break
+        onnx_passes.ShapeInferencePass()(model)  # makes constants of them
     onnx_passes.CommonSubexpressionEliminationPass()(model)
     onnx_passes.IdentityEliminationPass()(model)
     optimizer.remove_unused_nodes(model)

@@ -146,7 +146,9 @@ def one_channel_conv() -> TinyNet:
     data = net.conv_bn_relu("a", "input", 1, 4, kernel=3)
     data = net.conv_bn_relu("b", data, 4, 1, kernel=3)
     return TinyNet(
-        net.model(net.head(net.conv("c", data, 1, 6), 6)), {"a": (4, False), "b": (1, False), "c": (6, False)}
+        net.model(net.head(net.conv("c", data, 1, 6), 6)),
+        {"a": (4, False), "c": (6, False)},
+        {"b": "it has one channel, and without them", "fc": OUTPUT_REASON},
     )
 
 
