@@ -1,6 +1,7 @@
 """The number format a network trains in, chosen by timing a few steps instead of assuming."""
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +16,9 @@ from pruning.models import class_scores
 
 TIMED_STEPS = 3
 """Steps timed for each format, after one that warms up."""
+
+HOPELESS = 5.0
+"""A format whose first step takes this many times as long as the fastest first step is not timed further."""
 
 MIN_GAIN = 0.05
 """A format must be faster than plain fp32 by this share to be taken: below it, exactness is worth more."""
@@ -65,17 +69,24 @@ def choose_precision(
     """The fastest of `FORMATS` for training this network here, and the seconds a step takes in each.
 
     bf16 halves the time on CPUs with AVX-512 BF16 or AMX and multiplies it on others, so it is tried, and
-    given up after its first step where that is slow.
+    given up after its first step where that is slow. The formats take turns, so that a disturbance hits
+    them alike.
 
     Args:
         network: left as it is; a copy is trained.
         images: one training batch, [n, channels, height, width].
         clock: seconds.
     """
-    seconds: dict[str, float] = {}
-    for precision in FORMATS:
-        limit = 2 * min(seconds.values(), default=float("inf"))
-        seconds[precision.name] = _step_seconds(network, images, precision, clock, limit)
+    trial = copy.deepcopy(network).train()
+    taken = {precision: [_step_seconds(trial, images, precision, clock)] for precision in FORMATS}
+    fastest = min(first for (first,) in taken.values())
+    hopeful = [precision for precision in FORMATS if taken[precision][0] <= HOPELESS * fastest]
+    for precision in hopeful:
+        taken[precision].clear()
+    for _ in range(TIMED_STEPS):
+        for precision in hopeful:
+            taken[precision].append(_step_seconds(trial, images, precision, clock))
+    seconds = {precision.name: statistics.median(steps) for precision, steps in taken.items()}
     fp32 = seconds[FORMATS[0].name]
     best = min(FORMATS, key=lambda precision: seconds[precision.name])
     chosen = best if seconds[best.name] < (1 - MIN_GAIN) * fp32 else FORMATS[0]
@@ -83,20 +94,16 @@ def choose_precision(
 
 
 def _step_seconds(
-    network: nn.Module, images: Tensor, precision: Precision, clock: Callable[[], float], limit: float
+    trial: nn.Module, images: Tensor, precision: Precision, clock: Callable[[], float]
 ) -> float:
-    """Seconds of one training step; the first step's where that alone exceeds `limit`."""
-    trial = copy.deepcopy(network).train()
+    """Seconds of a forward and backward pass."""
     precision.lay_out_(trial)
     batch = precision.images(images)
-    taken = []
-    for _ in range(1 + TIMED_STEPS):
-        start = clock()
-        with precision.context(images.device):
-            scores = class_scores(trial(batch)).float()
-        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        F.cross_entropy(scores, labels).backward()  # type: ignore[no-untyped-call]
-        taken.append(clock() - start)
-        if len(taken) == 1 and taken[0] > 5 * limit:
-            return taken[0]
-    return min(taken[1:])
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    start = clock()
+    with precision.context(images.device):
+        scores = class_scores(trial(batch)).float()
+    F.cross_entropy(scores, labels).backward()  # type: ignore[no-untyped-call]
+    # Reading a value waits for the work that an accelerator has queued.
+    float(next(p.grad for p in trial.parameters() if p.grad is not None).flatten()[0])
+    return clock() - start

@@ -2,6 +2,7 @@
 
 import math
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,16 +49,27 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 2:
-            raise SettingError(f"training takes 0 or more epochs of batches of 2 or more images; got {self}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise SettingError(f"the learning rate is a number above 0; got {self.learning_rate}.")
+        """Refuse settings that cannot train anything."""
+        # Batches of one image have no spread for BatchNorm to divide by.
+        least = {"epochs": 0, "batch_size": 2, "weight_decay": 0, "seed": 0}
+        for name, lowest in least.items():
+            _require(name, getattr(self, name), getattr(self, name) >= lowest, f"{lowest} or more")
+        for name in ("warm_up", "momentum", "label_smoothing"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("learning_rate", "temperature"):
+            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
+        _require("distillation", self.distillation, 0 <= self.distillation <= 1, "between 0 and 1")
 
     def factor(self, progress: float) -> float:
         """Learning rate at a share of the training, relative to the highest."""
         if progress < self.warm_up:
             return max(progress / self.warm_up, 0.02)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+
+
+def _require(name: str, value: float, allowed: bool, values: str) -> None:
+    if not allowed:
+        raise SettingError(f"the training's {name.replace('_', ' ')} is {values}; got {value}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +111,11 @@ class TrainingHistory:
 
 
 class Objective(Protocol):
-    """A further term of the loss, with parameters of its own."""
+    """A further term of the loss, with parameters to train.
+
+    Checkpoints hold the network's state only: what an objective trains, or keeps from step to step, belongs
+    to a module inside the network.
+    """
 
     def penalty(self, progress: float) -> Tensor:
         """The term, [], after the network's forward pass, at a share of the training in [0, 1]."""
@@ -123,6 +139,7 @@ def train(
     objective: Objective | None = None,
     checkpoint: Path | None = None,
     title: str | None = None,
+    identity: str = "",
 ) -> TrainingHistory:
     """Train a network in place, on the device its parameters are on.
 
@@ -133,10 +150,12 @@ def train(
         network: the network; ends in evaluation mode.
         task: the data.
         config: how to train.
-        teacher: network whose scores are imitated; left as it is.
+        teacher: network whose scores are imitated, in evaluation mode; left as it is.
         objective: a further term of the loss.
         checkpoint: file of the training's state; None keeps none.
         title: shown beside a progress bar; None shows none.
+        identity: what else decides the training, such as the budget of an objective: a checkpoint of
+            another one is refused.
 
     Raises:
         DivergenceError: the loss is no longer a number.
@@ -145,11 +164,11 @@ def train(
     """
     torch.manual_seed(config.seed)
     optimiser = _optimiser(network, config, objective)
-    rows, precision, seconds = _resume(network, optimiser, config, task, checkpoint)
-    precision.lay_out_(network)
-    if teacher is not None:
-        teacher = teacher.eval()
-        precision.lay_out_(teacher)
+    belongs = _belongs(network, task, config, identity)
+    rows, precision, seconds = _resume(network, optimiser, config, task, checkpoint, belongs)
+    networks = [network] if teacher is None else [network, teacher.eval()]
+    for each in networks:
+        precision.lay_out_(each)
     loop = _Loop(network, task, config, teacher, objective, optimiser, precision)
     n_steps = task.steps_per_epoch(config.batch_size)
     with tqdm(
@@ -162,7 +181,10 @@ def train(
         for epoch in range(len(rows), config.epochs):
             rows.append(loop.epoch(epoch, bar))
             if checkpoint is not None:
-                save_checkpoint(checkpoint, _snapshot(network, optimiser, config, rows, precision, seconds))
+                record = belongs | _progress(rows, precision, seconds)
+                save_checkpoint(checkpoint, Checkpoint(_tensors(network, optimiser), record))
+    for each in networks:
+        Precision().lay_out_(each)
     network.eval()
     return TrainingHistory(tuple(rows), precision, seconds)
 
@@ -283,32 +305,39 @@ def _optimiser(
     return optimiser
 
 
+def _belongs(network: nn.Module, task: ImageTask, config: TrainingConfig, identity: str) -> dict[str, Any]:
+    """What a training is, as JSON values: a checkpoint is of this training where it holds the same."""
+    start = 0
+    for name, parameter in network.named_parameters():
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        start = zlib.crc32(values.numpy().data, zlib.crc32(name.encode(), start))
+    return {"config": asdict(config), "data": task.record(), "starting weights": start, "identity": identity}
+
+
 def _resume(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     config: TrainingConfig,
     task: ImageTask,
     checkpoint: Path | None,
+    belongs: Mapping[str, Any],
 ) -> tuple[list[EpochRow], Precision, dict[str, float]]:
     """Epochs done, number format and its timings, from the checkpoint or from the start."""
     saved = load_checkpoint(checkpoint) if checkpoint is not None else None
     if saved is None:
         return [], *_timed_precision(network, task, config)
-    if saved.record["config"] != asdict(config):
+    differing = [name for name, value in belongs.items() if saved.record.get(name) != value]
+    if differing:
+        name = differing[0]
         raise CheckpointError(
-            f"'{checkpoint}' belongs to a training with other settings ({saved.record['config']}); delete it to "
-            "start afresh, or give the same settings to go on."
+            f"'{checkpoint}' belongs to another training, with {name} {saved.record.get(name)!r} instead of "
+            f"{belongs[name]!r}; delete it to start afresh, or give the same settings to go on."
         )
     prefix = "network."
     state = {
         name.removeprefix(prefix): value for name, value in saved.tensors.items() if name.startswith(prefix)
     }
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"'{checkpoint}' belongs to another network; delete it to start afresh."
-        ) from error
+    network.load_state_dict(state)
     for index, parameter in enumerate(_parameters(optimiser)):
         momentum = saved.tensors.get(f"momentum.{index}")
         if momentum is not None:
@@ -326,26 +355,23 @@ def _timed_precision(
     return choose_precision(network, images.to(next(network.parameters()).device))
 
 
-def _snapshot(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    config: TrainingConfig,
-    rows: Iterable[EpochRow],
-    precision: Precision,
-    step_seconds: Mapping[str, float],
-) -> Checkpoint:
+def _progress(
+    rows: Iterable[EpochRow], precision: Precision, step_seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        "rows": [asdict(row) for row in rows],
+        "precision": precision.to_json(),
+        "step_seconds": dict(step_seconds),
+    }
+
+
+def _tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for index, parameter in enumerate(_parameters(optimiser)):
         momentum = optimiser.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{index}"] = momentum
-    record = {
-        "config": asdict(config),
-        "rows": [asdict(row) for row in rows],
-        "precision": precision.to_json(),
-        "step_seconds": dict(step_seconds),
-    }
-    return Checkpoint(tensors, record)
+    return tensors
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
