@@ -128,11 +128,8 @@ _budget = _options(
     click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
     click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
 )
-_search = _options(
-    click.option(
-        "--search-epochs", type=int, default=4, show_default=True, help="Epochs of the gates' search."
-    ),
-    click.option("--criterion", type=click.Choice(["wgates"]), default="wgates", show_default=True),
+_search = click.option(
+    "--search-epochs", type=int, default=4, show_default=True, help="Epochs of the gates' search."
 )
 _finetune = _options(
     click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
@@ -179,8 +176,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
     width = max((len(name) for name in shown), default=0)
     for name, value in shown.items():
-        click.echo(f"{name.replace('_', ' '):{width}}  {value:.4g}" if isinstance(value, float) else
-                   f"{name.replace('_', ' '):{width}}  {value}")  # fmt: skip
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        click.echo(f"{name.replace('_', ' '):{width}}  {text}")
 
 
 @cli.command()
@@ -282,7 +279,6 @@ def prune(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
-    criterion: str,
     epochs: int,
     train_batch_size: int,
 ) -> None:
@@ -361,7 +357,6 @@ def run(
     candidates: int,
     held_out: int,
     search_epochs: int,
-    criterion: str,
     epochs: int,
     train_batch_size: int,
     **what: Any,
@@ -393,4 +388,16 @@ def run(
     )
     result = run_all(RunDirectory(out), options, announce=lambda line: click.echo(line, err=True))
     _show(result, as_json)
+    if not as_json:
+        click.echo(verdict(result))
     return 0 if result["within_budget"] else MISSED_BUDGET
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One sentence on a finished run."""
+    met = "within" if result["within_budget"] else "NOT within"
+    return (
+        f"{met} budget: {result['measured_ms']:.3f} ms measured of {result['budget_ms']:.3f} ms allowed, "
+        f"{result['dense_ms'] / result['measured_ms']:.2f} x as fast as before; "
+        f"accuracy {result['accuracy']:.2%}, before {result['dense_accuracy']:.2%}"
+    )

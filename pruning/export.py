@@ -1,5 +1,7 @@
 """ONNX files of trained networks: the base graph, cut by a plan, with the weights of the `nn.Module`."""
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +63,12 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 def write_program(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
     """Write a `torch.export` program that loads without the network's code."""
-    network = network.eval()
-    program = torch.export.export(network, (torch.zeros(input_shape),))
-    part = path.with_suffix(path.suffix + ".part")
-    torch.export.save(program, part)
-    part.replace(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tensors that share memory; none do
+        program = torch.export.export(network.eval(), (torch.zeros(input_shape),))
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    write_atomically(path, content.getvalue())
 
 
 def require_same_outputs(network: nn.Module, model: onnx.ModelProto, seed: int = 0) -> float:

@@ -1,0 +1,45 @@
+"""What a benchmark's figures belong to: machine, versions, commit."""
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from latency.device import DeviceSettings, fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+_PACKAGES = ("trimms", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "timm", "torch-pruning")
+
+
+def environment(settings: DeviceSettings | None = None) -> dict[str, Any]:
+    """Device, package versions, and the commit with whether the tree differs from it."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = fingerprint(settings or DeviceSettings())
+    return {
+        "device": here.describe(),
+        "fingerprint": here.to_json(),
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def write_results(name: str, rows: list[dict[str, Any]], **further: Any) -> Path:
+    """Write `benchmarks/results/NAME.json` with the environment; returns its path."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), **further, "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
