@@ -9,6 +9,10 @@ With `read` the input channels that each filter reads, a layer offers:
     blocks B      read · ⌈c_out / B⌉            kernels that compute B output channels at a time
     padded B      ⌈c_in / B⌉ · ⌈c_out / B⌉      layouts that store channels in blocks of B
 
+and the whole network, since weights that fit a cache stay there from one inference to the next:
+
+    beyond K      max(0, bytes of weights - K)
+
 On the grid of allowed widths every feature is exact. Between grid points ⌈·⌉ is replaced by the straight line
 between its neighbours, so that a gradient shows the slope of the staircase that a plan can really walk; at a
 grid point it is the slope downwards, what removing channels saves. Presence falls from 1 at a group's
@@ -33,6 +37,10 @@ of them at a time, and the tiles of GPUs. Which of them a device uses is left to
 PADDED = (8, 16)
 """Channels per block of ONNX Runtime's blocked layout (NCHWc) on AVX2 and on AVX-512."""
 
+CACHES_KIB = tuple(2**power for power in range(7, 17))
+"""Sizes that the part of a cache left for one network's weights may have: 128 KiB (L2 of small cores) to 64 MiB
+(L3 of servers). Which of them a device has is left to the fit."""
+
 TERMS = (
     "macs",
     "presence",
@@ -42,6 +50,8 @@ TERMS = (
     *(f"padded {size}" for size in PADDED),
 )
 """Names of a layer's terms; of terms that are equal on the whole grid the first is kept."""
+
+_BYTES_PER_WEIGHT = 4
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -55,7 +65,7 @@ class Encoding(nn.Module):
         n_groups: number of channel groups, the length of a width vector.
         n_layers: number of layers described.
         n_features: number of features.
-        feature_index: layer · len(TERMS) + term of each feature, [n_features].
+        feature_index: layer · len(TERMS) + term of each feature, those of the network last, [n_features].
         full_values: value of each feature at full width before it was scaled to 1, [n_features].
     """
 
@@ -69,6 +79,8 @@ class Encoding(nn.Module):
     dense: Tensor
     blocks: Tensor
     padded: Tensor
+    weight_bytes: Tensor
+    caches: Tensor
 
     def __init__(self, constants: Mapping[str, Tensor]) -> None:
         """Encoding with the given constants, the state dict of another one."""
@@ -87,8 +99,12 @@ class Encoding(nn.Module):
             groups: every channel group, in the order of the width vector.
             grid: allowed widths per group.
         """
-        constants = {**_group_constants(groups, grid), **_layer_constants(layers, groups, grid)}
-        n_terms = len(layers) * len(TERMS)
+        constants = {
+            **_group_constants(groups, grid),
+            **_layer_constants(layers, groups, grid),
+            **_network_constants(layers, [group.n_channels for group in groups]),
+        }
+        n_terms = len(layers) * len(TERMS) + len(constants["caches"])
         constants["full_values"] = np.ones(n_terms)
         tensors = {name: torch.from_numpy(value) for name, value in constants.items()}
         complete = cls({**tensors, "feature_index": torch.arange(n_terms)})
@@ -115,8 +131,10 @@ class Encoding(nn.Module):
         return int(self.feature_index.shape[0])
 
     def feature_terms(self) -> list[tuple[int, str]]:
-        """Layer index and term of each feature, [n_features]."""
-        return [(index // len(TERMS), TERMS[index % len(TERMS)]) for index in self.feature_index.tolist()]
+        """Layer index (n_layers for the whole network) and term of each feature, [n_features]."""
+        names = [(layer, term) for layer in range(self.n_layers) for term in TERMS]
+        names += [(self.n_layers, f"beyond {int(size) // 1024} KiB") for size in self.caches.tolist()]
+        return [names[index] for index in self.feature_index.tolist()]
 
     def forward(self, widths: Tensor) -> Tensor:
         """Features at the given group widths.
@@ -131,8 +149,11 @@ class Encoding(nn.Module):
         lost_with_others = (1.0 - present) @ self.implied
         widths = widths * (1.0 - lost_with_others).clamp(min=0.0)
         present = (present - lost_with_others).clamp(min=0.0)
-        terms = self._terms(widths, present).flatten(start_dim=1)
-        return terms.index_select(1, self.feature_index) / self.full_values
+        terms = self._terms(widths, present)
+        n_bytes = terms[:, :, 0] @ self.weight_bytes
+        beyond = (n_bytes[:, None] - self.caches).clamp(min=0.0)
+        values = torch.cat([terms.flatten(start_dim=1), beyond], dim=1)
+        return values.index_select(1, self.feature_index) / self.full_values
 
     def _terms(self, widths: Tensor, present: Tensor) -> Tensor:
         """Unscaled terms of every layer, [n, n_layers, len(TERMS)]."""
@@ -189,9 +210,8 @@ def _layer_constants(
     is_dense = [layer.kind in ("dense", "linear") for layer in layers]
     per_filter = [layer.channels_per_conv_group for layer in layers]
     in_is_out = [
-        bool(layer.in_channels.terms)
-        and [group for group, _ in layer.in_channels.terms]
-        == [group for group, _ in layer.out_channels.terms]
+        bool(_groups_of(layer.in_channels))
+        and _groups_of(layer.in_channels) == _groups_of(layer.out_channels)
         for layer in layers
     ]
     return {
@@ -203,6 +223,15 @@ def _layer_constants(
         "padded": np.array(PADDED, dtype=np.float64),
         **_side_constants("in", [layer.in_channels for layer in layers], grid),
         **_side_constants("out", [layer.out_channels for layer in layers], grid),
+    }
+
+
+def _network_constants(layers: Sequence[LayerView], full_widths: Sequence[int]) -> dict[str, FloatArray]:
+    full_bytes = sum(_BYTES_PER_WEIGHT * layer.macs(full_widths) // layer.out_positions for layer in layers)
+    return {
+        "weight_bytes": np.array([_BYTES_PER_WEIGHT * float(layer.kernel_area) for layer in layers]),
+        # A cache that only the widest networks exceed would be fitted to a handful of samples.
+        "caches": np.array([size * 1024.0 for size in CACHES_KIB if size * 1024 <= 0.75 * full_bytes]),
     }
 
 
@@ -253,7 +282,7 @@ def _informative(values: FloatArray) -> Tensor:
     kept: list[int] = []
     for first in range(0, values.shape[1], len(TERMS)):
         seen = [np.zeros(len(values)), np.ones(len(values))]
-        for column in range(first, first + len(TERMS)):
+        for column in range(first, min(first + len(TERMS), values.shape[1])):
             if not any(np.allclose(values[:, column], other, rtol=0, atol=1e-9) for other in seen):
                 seen.append(values[:, column])
                 kept.append(column)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from latency.encoding import BLOCKS, TERMS, Encoding
+from latency.encoding import BLOCKS, CACHES_KIB, TERMS, Encoding
 from latency.grid import Grid
 from latency.structure import ChannelGroup, LayerView, LinearWidth
 
@@ -73,6 +73,10 @@ LAYERS = (
 )
 
 
+NAMES = (*(view.name for view in LAYERS), "network")
+FULL = [72, 128, 64]
+
+
 @pytest.fixture(scope="module")
 def encoding() -> Encoding:
     return Encoding.from_space(LAYERS, GROUPS, GRID)
@@ -80,12 +84,19 @@ def encoding() -> Encoding:
 
 def features(encoding: Encoding, widths: Sequence[float]) -> dict[tuple[str, str], float]:
     values = encoding(torch.tensor([widths], dtype=torch.float32))[0].tolist()
-    names = [(LAYERS[index].name, term) for index, term in encoding.feature_terms()]
+    names = [(NAMES[index], term) for index, term in encoding.feature_terms()]
     return dict(zip(names, values, strict=True))
 
 
-def expected(view: LayerView, widths: Sequence[int], term: str) -> float:
+def expected(name: str, widths: Sequence[int], term: str) -> float:
     """The term spelled out from the definitions, at widths on the grid."""
+    if name != "network":
+        return expected_of_layer(LAYERS[NAMES.index(name)], widths, term)
+    n_bytes = sum(4 * view.kernel_area * expected_of_layer(view, widths, "macs") for view in LAYERS)
+    return max(0.0, n_bytes - 1024 * int(term.split()[1]))
+
+
+def expected_of_layer(view: LayerView, widths: Sequence[int], term: str) -> float:
     c_in, c_out = view.in_channels.at(widths), view.out_channels.at(widths)
     if c_in == 0 or c_out == 0 or any(widths[g] == 0 for g in view.depends_on):
         return 0.0
@@ -106,33 +117,37 @@ def random_grid_point(rng: np.random.Generator) -> list[int]:
 
 def test_every_feature_is_exact_on_the_grid(encoding: Encoding) -> None:
     rng = np.random.default_rng(1)
-    full = [g.n_channels for g in GROUPS]
     points = [random_grid_point(rng) for _ in range(60)]
-    for widths in [*points, full, [32, 16, 8], [72, 0, 0]]:
+    for widths in [*points, FULL, [32, 16, 8], [72, 0, 0]]:
         for (name, term), value in features(encoding, widths).items():
-            view = next(view for view in LAYERS if view.name == name)
-            want = expected(view, widths, term) / expected(view, full, term)
+            want = expected(name, widths, term) / expected(name, FULL, term)
             assert value == pytest.approx(want, abs=1e-6), (name, term, widths)
 
 
 def test_terms_that_are_equal_on_the_grid_are_offered_once(encoding: Encoding) -> None:
-    offered = {view.name: set() for view in LAYERS}
+    offered: dict[str, set[str]] = {name: set() for name in NAMES}
     for index, term in encoding.feature_terms():
-        offered[LAYERS[index].name].add(term)
+        offered[NAMES[index]].add(term)
     # The outputs are multiples of 16, so blocks of 8 and 16 are the MACs again; 128 are one block of 128.
     assert offered["squeeze"] == {*TERMS[:4], "blocks 32", "blocks 64", "padded 16"}
     assert {"blocks 8", "blocks 128"}.isdisjoint(set.union(*offered.values()))
     assert "padded 8" in offered["concat"]  # reads 4 channels more than a multiple of 8
 
 
+def test_weights_beyond_a_cache_are_offered_for_caches_smaller_than_the_network(encoding: Encoding) -> None:
+    assert expected("network", FULL, "beyond 0") / 1024 == pytest.approx(1199.5, abs=1)
+    offered = [term for index, term in encoding.feature_terms() if NAMES[index] == "network"]
+    assert offered == [f"beyond {size} KiB" for size in CACHES_KIB if size <= 0.75 * 1199.5]
+
+
 def test_terms_that_cannot_vary_are_left_out(encoding: Encoding) -> None:
-    stem = [term for index, term in encoding.feature_terms() if LAYERS[index].name == "stem"]
+    stem = [term for index, term in encoding.feature_terms() if NAMES[index] == "stem"]
     assert "presence" not in stem
     assert "input" not in stem
 
 
 def test_features_are_one_at_full_width(encoding: Encoding) -> None:
-    full = torch.tensor([[float(g.n_channels) for g in GROUPS]])
+    full = torch.tensor([FULL], dtype=torch.float32)
     torch.testing.assert_close(encoding(full), torch.ones(1, encoding.n_features))
 
 
@@ -145,7 +160,7 @@ def test_a_removed_branch_takes_all_its_terms_with_it(encoding: Encoding, remove
     assert values == features(encoding, [64.0, 0.0, 0.0])
     branch = ("squeeze", "expand", "depthwise", "grouped")
     assert all(value == 0.0 for (name, _), value in values.items() if name in branch)
-    assert all(value > 0.0 for (name, _), value in values.items() if name not in branch)
+    assert all(value > 0.0 for (name, _), value in values.items() if name not in (*branch, "network"))
 
 
 def test_presence_falls_linearly_below_the_smallest_width(encoding: Encoding) -> None:
@@ -163,7 +178,7 @@ def test_staircases_are_straight_between_neighbours_on_the_grid(encoding: Encodi
 
 
 def test_the_gradient_on_the_grid_is_the_slope_downwards(encoding: Encoding) -> None:
-    names = [(LAYERS[index].name, term) for index, term in encoding.feature_terms()]
+    names = [(NAMES[index], term) for index, term in encoding.feature_terms()]
     for width, slope in ((64.0, 0.0), (80.0, 0.5 / 16), (128.0, 0.0)):
         widths = torch.tensor([[72.0, width, 64.0]], requires_grad=True)
         encoding(widths)[0, names.index(("squeeze", "blocks 64"))].backward()
@@ -184,7 +199,7 @@ def test_gradients_agree_with_finite_differences(encoding: Encoding) -> None:
 
 def test_features_are_continuous_everywhere(encoding: Encoding) -> None:
     line = torch.linspace(0.0, 1.0, 4001, dtype=torch.float64)[:, None]
-    full = torch.tensor([[float(g.n_channels) for g in GROUPS]], dtype=torch.float64)
+    full = torch.tensor([FULL], dtype=torch.float64)
     values = Encoding(encoding.state_dict()).double()(line * full)
     # The steepest feature climbs one block of two within 8 of 64 channels; a jump would be 0.1 or more.
     assert values.diff(dim=0).abs().max().item() < 0.01

@@ -1,0 +1,183 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
+from latency.errors import DeviceMismatchError, ProfileError, WidthError
+from latency.grid import Grid
+from latency.metrics import prediction_metrics
+from latency.predictor import (
+    MANIFEST_FILE,
+    ONNX_FILE,
+    WEIGHTS_FILE,
+    LPNetManifest,
+    Predictor,
+    read_manifest,
+    write_manifest,
+)
+
+
+def sum_model() -> bytes:
+    """latency_ms = 0.25 · sum of the widths."""
+    nodes = [
+        helper.make_node("MatMul", ["widths", "ms_per_channel"], ["latency_ms"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [helper.make_tensor_value_info("widths", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("latency_ms", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(np.full(2, 0.25, dtype=np.float32), "ms_per_channel")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def device() -> DeviceFingerprint:
+    return fingerprint(DeviceSettings())
+
+
+@pytest.fixture
+def manifest(device: DeviceFingerprint) -> LPNetManifest:
+    measured = np.array([1.0, 2.0, 4.0])
+    return LPNetManifest(
+        kind="LPNet",
+        structure_hash="ab" * 32,
+        group_names=("stem", "branch"),
+        grid=Grid(((16, 32), (0, 8, 16))),
+        may_vanish=(False, True),
+        layer_names=("stem", "expand", "reduce"),
+        fingerprint=device,
+        reference_ms=12.0,
+        profile_digest="0123456789abcdef",
+        n_train=200,
+        seed=0,
+        metrics={"LPNet": prediction_metrics(measured * 1.01, measured)},
+        noise_floor_mape=0.004,
+        versions={"torch": "2.15.0"},
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path, manifest: LPNetManifest) -> Path:
+    (tmp_path / ONNX_FILE).write_bytes(sum_model())
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"weights")
+    write_manifest(manifest, tmp_path)
+    return tmp_path
+
+
+def test_a_batch_of_widths_gets_a_latency_each(directory: Path) -> None:
+    latency_ms = Predictor.load(directory).predict_ms([[32, 16], [16, 0], [20.5, 3.5]])
+    assert latency_ms.dtype == np.float64
+    np.testing.assert_allclose(latency_ms, [12.0, 4.0, 6.0])
+
+
+def test_a_single_vector_and_an_empty_batch_are_batches_too(directory: Path) -> None:
+    predictor = Predictor.load(directory)
+    np.testing.assert_allclose(predictor.predict_ms(np.array([32, 16])), [12.0])
+    assert predictor.predict_ms(np.zeros((0, 2))).shape == (0,)
+
+
+def test_the_manifest_survives_its_file(directory: Path, manifest: LPNetManifest) -> None:
+    assert read_manifest(directory, needs=WEIGHTS_FILE) == manifest
+    assert Predictor.load(directory).manifest.full_widths.tolist() == [32, 16]
+
+
+def test_prediction_needs_no_torch_weights(directory: Path) -> None:
+    (directory / WEIGHTS_FILE).unlink()
+    assert Predictor.load(directory).predict_ms([16, 8]) == pytest.approx([6.0])
+
+
+@pytest.mark.parametrize(
+    ("widths", "match"),
+    [
+        ([[16, 8, 8]], r"Expected 2 widths .* got shape \(1, 3\)"),
+        ([[[16, 8]]], r"got shape \(1, 1, 2\)"),
+        ([[16, 8], [np.nan, 8]], "width of group 'stem' in row 1 is nan"),
+        ([[16, np.inf]], "width of group 'branch' in row 0 is inf"),
+        ([[33, 8]], "Group 'stem' has 32 channels; width 33 in row 0 is not in 16 … 32"),
+        ([[16, -1]], "Group 'branch' has 16 channels; width -1 in row 0 is not in 0 … 16"),
+        ([[0, 8]], "Group 'stem' has 32 channels; width 0 in row 0"),
+        ([["wide", 8]], "Widths are numbers, 2 for each network"),
+    ],
+)
+def test_widths_of_no_network_are_refused(directory: Path, widths: list[object], match: str) -> None:
+    with pytest.raises(WidthError, match=match):
+        Predictor.load(directory).predict_ms(widths)
+
+
+def test_another_network_is_refused(directory: Path) -> None:
+    Predictor.load(directory, structure_hash="ab" * 32)
+    with pytest.raises(
+        ProfileError, match="another network: structure hash abababababab there, cdcdcdcdcdcd here"
+    ):
+        Predictor.load(directory, structure_hash="cd" * 32)
+
+
+def test_another_device_is_refused_unless_allowed(directory: Path, device: DeviceFingerprint) -> None:
+    other = dataclasses.replace(device, cpu_model="Another CPU")
+    Predictor.load(directory, device=device)
+    Predictor.load(directory, device=other, allow_other_device=True)
+    with pytest.raises(DeviceMismatchError, match=r"measured on another device .*Another CPU"):
+        Predictor.load(directory, device=other)
+
+
+def truncate_onnx(directory: Path) -> None:
+    path = directory / ONNX_FILE
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def lose_onnx(directory: Path) -> None:
+    (directory / ONNX_FILE).unlink()
+
+
+def lose_manifest(directory: Path) -> None:
+    (directory / MANIFEST_FILE).unlink()
+
+
+def truncate_manifest(directory: Path) -> None:
+    path = directory / MANIFEST_FILE
+    path.write_text(path.read_text()[:200])
+
+
+def edit(directory: Path, change: Callable[[dict[str, object]], None]) -> None:
+    path = directory / MANIFEST_FILE
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def bind_nonsense(directory: Path) -> None:
+    """A file that its manifest names, but that is no model."""
+    manifest = read_manifest(directory, needs=ONNX_FILE)
+    (directory / ONNX_FILE).write_bytes(b"no model")
+    write_manifest(manifest, directory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (truncate_onnx, "lpnet.onnx is damaged"),
+        (lose_onnx, "lpnet.onnx is missing"),
+        (bind_nonsense, "lpnet.onnx does not load"),
+        (lose_manifest, "There is no LPNet in"),
+        (truncate_manifest, "lpnet.json is damaged"),
+        (lambda d: edit(d, lambda r: r.update(format="plan")), "its format is 'plan'"),
+        (lambda d: edit(d, lambda r: r.update(version=99)), "format version 99"),
+        (lambda d: edit(d, lambda r: r["manifest"].pop("grid")), "damaged .*grid"),
+        (lambda d: edit(d, lambda r: r["manifest"].update(may_vanish=[True])), "differ in length"),
+        (lambda d: edit(d, lambda r: r.update(manifest=None)), "damaged"),
+    ],
+)
+def test_damaged_files_are_refused(directory: Path, damage: Callable[[Path], None], match: str) -> None:
+    damage(directory)
+    with pytest.raises(ProfileError, match=match):
+        Predictor.load(directory)
