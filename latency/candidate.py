@@ -49,9 +49,14 @@ def candidate_model(space: SearchSpace, kept: Kept) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     model.graph.input.extend(value for value in space.model.graph.input if value.name in graph.inputs)
     model.graph.output.extend(space.model.graph.output)
-    model.graph.initializer.extend(
-        numpy_helper.from_array(cut.constant(name), name) for name in read if cut.has_constant(name)
-    )
+    for name in read:
+        if cut.has_constant(name):
+            value = cut.constant(name)
+            # filled in place: the tensors are most of the model, and every copy of them counts
+            data_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            model.graph.initializer.add(
+                name=name, data_type=data_type, dims=value.shape, raw_data=value.tobytes()
+            )
     return model
 
 
@@ -130,7 +135,10 @@ class _Cut:
         value = self._structure.graph.constants[name]
         for axis, slots in self._axes.get(name, ()):
             kept = _kept_along(slots, self._mask)
-            if not kept.all():
+            n_kept = int(kept.sum())
+            if kept[:n_kept].all():
+                value = value[(slice(None),) * axis + (slice(n_kept),)]
+            else:
                 value = np.compress(kept, value, axis=axis)
         return value
 
@@ -166,17 +174,10 @@ class _Cut:
         """Fewer groups, where whole groups are removed."""
         n_groups = attribute(node, "group", 1)
         if n_groups > 1 and not narrows_all_groups(node, self._structure.graph):
-            self._count_groups(node, made, "group", n_groups)
-
-    def group_norm(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
-        """Fewer groups: they are removed whole."""
-        self._count_groups(node, made, "num_groups", attribute(node, "num_groups", 1))
-
-    def _count_groups(self, node: onnx.NodeProto, made: onnx.NodeProto, name: str, n_groups: int) -> None:
-        kept = self.kept_along(node.input[0], 1)
-        for item in made.attribute:
-            if item.name == name:
-                item.i = int(kept.sum()) * n_groups // kept.size
+            kept = self.kept_along(node.input[0], 1)
+            for item in made.attribute:
+                if item.name == "group":
+                    item.i = int(kept.sum()) * n_groups // kept.size
 
     def gather(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
         """Positions counted in kept channels."""
@@ -246,7 +247,6 @@ _REWRITES: Mapping[str, _Rewrite] = {
     "ConvTranspose": _Cut.conv,
     "Expand": lambda cut, node, made: cut.resize_to(node, made, 1),
     "Gather": _Cut.gather,
-    "GroupNormalization": _Cut.group_norm,
     "Pad": _Cut.pad,
     "Reshape": lambda cut, node, made: cut.resize_to(node, made, 1),
     "Resize": lambda cut, node, made: cut.resize_to(node, made, 3),

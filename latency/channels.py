@@ -15,6 +15,10 @@ from latency.removal import RemovalAnalysis
 from latency.structure import FIXED, ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
 
 
+SMALLEST_GROUP = 4
+"""Slots below which a part of a layer's channels is no group: no device's step is finer than 4 channels."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelStructure:
     """Everything that candidates, surgery, gates and the latency encoding need to know of a network.
@@ -47,7 +51,7 @@ def find_channels(graph: Graph) -> ChannelStructure:
         numbering = _Numbering(state, classes, reasons)
         contents = {name: numbering.contents(labels) for name, labels in state.labels.items()}
         removal = RemovalAnalysis(graph, contents, numbering.producers)
-        stuck = numbering.stuck_classes(removal)
+        stuck = numbering.stuck_classes(removal) or numbering.split_off_classes()
         if not stuck:
             break
         reasons.update(stuck)
@@ -90,7 +94,8 @@ class _Numbering:
         self.sizes: IntArray = np.array([len(group) for group in self.members], dtype=np.int64)
         self.group_of_slot: IntArray = np.repeat(np.arange(len(self.members)), self.sizes)
         slot_of_class = np.full(len(classes), FIXED, dtype=np.int64)
-        slot_of_class[[value for group in self.members for value in group]] = np.arange(self.sizes.sum())
+        if self.members:
+            slot_of_class[np.concatenate(self.members)] = np.arange(self.sizes.sum())
         self.slot_of_label: IntArray = slot_of_class[classes]
         self.producers: list[set[int]] = [set() for _ in self.members]
         self.first_layers: dict[int, tuple[onnx.NodeProto, int]] = {}
@@ -105,21 +110,33 @@ class _Numbering:
         known = self._state.axes.get((graph.source(weight), axis))
         return known.labels if known is not None else np.zeros(0, dtype=np.int64)
 
-    def _find_members(self, reasons: Iterable[int]) -> list[list[int]]:
-        """Classes that own the same axes equally often are interchangeable: one group."""
-        signatures: dict[int, list[tuple[int, int]]] = {}
-        for position, axis in enumerate(self._state.axes.values()):
-            values, counts = np.unique(self._classes[axis.labels], return_counts=True)
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-                signatures.setdefault(value, []).append((position, count))
-        members: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        done = set(reasons) | {0}
+    def _find_members(self, reasons: Iterable[int]) -> list[IntArray]:
+        """Classes of each group's slots: those that own the same axes equally often are interchangeable."""
+        signatures = self._signatures()
+        taken = np.zeros(len(self._classes), dtype=bool)
+        taken[[0, *reasons]] = True
+        members: dict[int, list[IntArray]] = {}
         for _, _, labels in self.layers:
-            for value in self._classes[labels].tolist():
-                if value not in done:
-                    done.add(value)
-                    members.setdefault(tuple(signatures[value]), []).append(value)
-        return list(members.values())
+            values = self._classes[labels]
+            values = values[np.sort(np.unique(values, return_index=True)[1])]
+            values = values[~taken[values]]
+            taken[values] = True
+            own, first = np.unique(signatures[values], return_index=True)
+            for signature in own[np.argsort(first)].tolist():
+                members.setdefault(signature, []).append(values[signatures[values] == signature])
+        return [np.concatenate(parts) for parts in members.values()]
+
+    def _signatures(self) -> IntArray:
+        """A number for each class, equal for those that lie on the same axes equally often, [n_labels]."""
+        signatures = np.zeros(len(self._classes), dtype=np.int64)
+        n_signatures = 1
+        for axis in self._state.axes.values():
+            values, counts = np.unique(self._classes[axis.labels], return_counts=True)
+            pairs = signatures[values] * (counts.max() + 1) + counts
+            found, inverse = np.unique(pairs, return_inverse=True)
+            signatures[values] = n_signatures + inverse
+            n_signatures += len(found)
+        return signatures
 
     def _find_producers(self) -> None:
         for index, node, labels in self.layers:
@@ -141,10 +158,22 @@ class _Numbering:
         for group in np.flatnonzero(self.sizes == 1).tolist():
             refusal = removal.at([group]).refusal
             if refusal is not None:
-                n_made = self.first_layers[group][1]
-                what = f"its {n_made} channels stand or fall together" if n_made > 1 else "it has one channel"
-                stuck[self.members[group][0]] = f"{what}, and without them {refusal}"
+                what = "its channels can only be removed all at once"
+                stuck[int(self.members[group][0])] = f"{what}, and without them {refusal}"
         return stuck
+
+    def split_off_classes(self) -> dict[int, str]:
+        """Reason to pin each group of a few channels among many others of a layer.
+
+        Channel shuffles leave such remainders. They would widen the width vector, not the choice.
+        """
+        few = {}
+        for group in np.flatnonzero(self.sizes < SMALLEST_GROUP).tolist():
+            node, n_made = self.first_layers[group]
+            if n_made < self._made_labels(node).size:
+                reason = f"only {self.sizes[group]} channels of '{layer_name(self._state.graph, node)}' are tied alike"
+                few.update(dict.fromkeys(self.members[group].tolist(), reason))
+        return few
 
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:
         """Axes of constants that hold any slot."""

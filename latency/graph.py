@@ -137,7 +137,8 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
-_RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators whose output may be a view of their first input."""
 
 
 def _views(
@@ -151,8 +152,8 @@ def _views(
         known = views.get(source) or ConstantView(source, tuple(range(len(shapes[source]))))
         if node.op_type == "Transpose":
             order = attribute(node, "perm", list(reversed(range(len(known.axes)))))
-        elif node.op_type in _RESHAPING:
-            order = _kept_axes(shapes[source], shapes[node.output[0]])
+        elif node.op_type in RESHAPING:
+            order = kept_axes(shapes[source], shapes[node.output[0]])
         else:
             continue
         if order is not None:
@@ -170,7 +171,7 @@ def _computed(nodes: tuple[onnx.NodeProto, ...], constants: set[str]) -> frozens
     return frozenset(found)
 
 
-def _kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int | None] | None:
+def kept_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int | None] | None:
     """Axis of `before` that each axis of `after` is; None if more changed than axes of length 1."""
     long_axes = [axis for axis, size in enumerate(before) if size != 1]
     if [before[axis] for axis in long_axes] != [size for size in after if size != 1]:

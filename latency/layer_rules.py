@@ -177,12 +177,3 @@ def normalization(state: Propagation, node: onnx.NodeProto) -> None:
     for name in node.input[1:5]:
         _bind_vector(state, name, labels)
     state.labels[node.output[0]] = labels.reshape(1, -1, *(1,) * (len(state.graph.shapes[node.input[0]]) - 2))
-
-
-def group_norm(state: Propagation, node: onnx.NodeProto) -> None:
-    """Statistics of channels together: they are kept or removed as whole groups."""
-    labels = state.channel_vector(node, node.input[0], 1)
-    rows = labels.reshape(attribute(node, "num_groups", 1), -1)
-    reason = f"GroupNormalization '{node.name}' normalises it with channels that are never removed"
-    state.ties.tie(rows, rows[:, :1], reason)
-    normalization(state, node)

@@ -77,14 +77,13 @@ def _reduce(state: Propagation, node: onnx.NodeProto) -> None:
         axes = []
     axes = range(n_dims) if axes is None else [axis % n_dims for axis in axes]
     along_axis(state, node, list(axes), "reduces over channels")
+    output = node.output[0]
+    if output in state.opaque:
+        return
+    labels = state.labels[output][tuple(slice(0, 1) if a in axes else slice(None) for a in range(n_dims))]
     if not attribute(node, "keepdims", 1):
-        labels = state.labels[node.output[0]]
-        kept = [axis for axis in range(n_dims) if axis not in axes]
-        state.labels[node.output[0]] = (
-            labels.reshape([labels.shape[axis] for axis in kept])
-            if labels.ndim == n_dims
-            else state.unlabelled(node.output[0])
-        )
+        labels = labels.reshape([labels.shape[axis] for axis in range(n_dims) if axis not in axes])
+    state.labels[output] = labels
 
 
 def _softmax(state: Propagation, node: onnx.NodeProto) -> None:
@@ -132,7 +131,6 @@ RULES: Mapping[str, Rule] = {
     "Flatten": layout_rules.reshape,
     "Gather": layout_rules.gather,
     "Gemm": makes_labels(layer_rules.gemm),
-    "GroupNormalization": layer_rules.group_norm,
     "InstanceNormalization": layer_rules.normalization,
     "LRN": _local_response_norm,
     "LayerNormalization": _layer_norm,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from latency.graph import Graph
+from latency.graph import RESHAPING, Graph, kept_axes
 from latency.labels import NO_LABEL, LabelTies, collapse, varying_axes
 from latency.structure import IntArray, Role
 
@@ -118,6 +118,9 @@ class Propagation:
                 self.opaque[name] = reason
 
 
+OUTPUT = "it is an output of the network"
+"""Reason for which the channels of a network's outputs are never removed."""
+
 ELEMENTWISE = frozenset(
     "Abs Add And Cast CastLike Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Expand Floor Gelu Greater"
     " GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mul Neg"
@@ -140,7 +143,7 @@ def along_axis(state: Propagation, node: onnx.NodeProto, axes: list[int], what: 
     """Rule of operators that mix elements along `axes` and keep the others apart.
 
     Channels that lie along `axes` only are pinned; where they also lie along another axis, those that are
-    mixed are tied and stay free as a whole.
+    mixed are tied and stay free as a whole. The outputs get the labels of the input.
     """
     labels = state.of(node.input[0])
     varying = varying_axes(labels)
@@ -149,7 +152,7 @@ def along_axis(state: Propagation, node: onnx.NodeProto, axes: list[int], what: 
         state.pin_inputs(node, f"{node.op_type} '{node.name}' {what}")
         return
     for axis in mixed:
-        labels = state.ties.tie_along(labels, axis, f"{node.op_type} '{node.name}' {what}")
+        state.ties.tie_along(labels, axis, f"{node.op_type} '{node.name}' {what}")
     for name in node.output:
         if name:
             state.labels[name] = labels
@@ -176,14 +179,22 @@ def adopt(state: Propagation, name: str, labels: IntArray) -> None:
             vector = state.ties.tie_along(along, 1, f"'{name}' is shared between channels").ravel()
             state.bind(name, axis, vector, "out")
         return
-    node = state.maker(name)
-    if node.op_type not in ELEMENTWISE or state.labels[name].any():
-        state.ties.pin(labels, f"{node.op_type} '{node.name}' computes '{name}', which is combined with it")
+    if state.labels[name].any():
+        state.ties.tie(state.labels[name], labels, f"'{name}' is shared with channels that are never removed")
         return
-    state.labels[name] = labels
-    for operand in node.input:
-        if operand:
+    node = state.maker(name)
+    operands = [operand for operand in node.input if operand]
+    if node.op_type in RESHAPING and kept_axes(state.graph.shapes[operands[0]], shape) is not None:
+        sizes = iter([n for n, size in zip(labels.shape, shape, strict=True) if size > 1])
+        before = [next(sizes) if size > 1 else 1 for size in state.graph.shapes[operands[0]]]
+        state.labels[name] = labels
+        adopt(state, operands[0], labels.reshape(before))
+    elif node.op_type in ELEMENTWISE:
+        state.labels[name] = labels
+        for operand in operands:
             adopt(state, operand, labels)
+    else:
+        state.ties.pin(labels, f"{node.op_type} '{node.name}' computes '{name}', which is combined with it")
 
 
 def propagate(graph: Graph, rules: Mapping[str, Rule]) -> Propagation:
@@ -194,7 +205,7 @@ def propagate(graph: Graph, rules: Mapping[str, Rule]) -> Propagation:
     for node in graph.nodes:
         _apply(state, node, rules)
     for name in graph.outputs:
-        state.ties.pin(state.of(name), "it is an output of the network")
+        state.ties.pin(state.of(name), OUTPUT)
     _make_rectangular(state)
     return state
 

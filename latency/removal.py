@@ -20,7 +20,7 @@ from latency.graph import Graph
 _KEEP_ZERO = frozenset(
     "Abs AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Conv ConvTranspose DepthToSpace Dropout"
     " Elu Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool"
-    " GroupNormalization HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu LpPool MatMul"
+    " HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu LpPool MatMul"
     " MaxPool Mish Neg PRelu Pad ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape"
     " Resize Round Selu Sign Sin Slice Softsign SpaceToDepth Split Sqrt Squeeze Swish Tanh Tile Transpose"
     " Unsqueeze".split()
@@ -35,7 +35,6 @@ _SHIFTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (2,),
     "ConvTranspose": (2,),
     "Gemm": (2,),
-    "GroupNormalization": (2,),
     "InstanceNormalization": (2,),
     "LayerNormalization": (2,),
 }

@@ -11,6 +11,7 @@ import onnx
 from latency.channels import ChannelStructure, find_channels
 from latency.errors import WidthError
 from latency.graph import Graph, load_graph, make_graph
+from latency.propagation import OUTPUT
 from latency.structure import ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
 
 
@@ -80,6 +81,22 @@ class SearchSpace:
         """Multiply-accumulates of one inference of the whole batch at the given widths, [n_groups]."""
         canonical = self.canonical(widths)
         return sum(layer.macs(canonical) for layer in self.layers)
+
+    @property
+    def prunable_channels_share(self) -> float:
+        """Share of the layers' output channels that can be removed, the network's own outputs left out."""
+        free = sum(
+            layer.out_channels.at(self.full_widths) - layer.out_channels.constant for layer in self.layers
+        )
+        kept = sum(row.n_channels for row in self.kept if row.reason != OUTPUT)
+        return free / (free + kept) if free else 0.0
+
+    @property
+    def prunable_macs_share(self) -> float:
+        """Share of the multiply-accumulates that a removable channel or layer takes part in."""
+        total = sum(layer.macs(self.full_widths) for layer in self.layers)
+        fixed = sum(layer.fixed_macs for layer in self.layers)
+        return 1.0 - fixed / total if total else 0.0
 
     def canonical(self, widths: npt.ArrayLike) -> IntArray:
         """The same network's widths with every group that vanishes with another set to 0, [n_groups].

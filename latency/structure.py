@@ -120,6 +120,16 @@ class LayerView:
         read = self.channels_read(self.in_channels.at(widths))
         return self.out_positions * self.kernel_area * read * self.out_channels.at(widths)
 
+    @property
+    def fixed_macs(self) -> int:
+        """Multiply-accumulates between channels that are never removed."""
+        read = self.channels_read(self.in_channels.constant)
+        return (
+            0
+            if self.depends_on
+            else self.out_positions * self.kernel_area * read * self.out_channels.constant
+        )
+
     def channels_read(self, in_channels: int) -> int:
         """Channels that each filter reads where the layer's input has `in_channels`."""
         if self.kind in ("dense", "linear"):

@@ -86,7 +86,7 @@ class NetBuilder:
         """Average pooling, flatten and a classifier."""
         return self.linear(name, self.op("Flatten", self.op("GlobalAveragePool", data)), n_in, n_out)
 
-    def model(self, *outputs: str) -> onnx.ModelProto:
+    def model(self, *outputs: str, opset: int = 20) -> onnx.ModelProto:
         """The network with the given outputs."""
         graph = helper.make_graph(
             self._nodes,
@@ -95,7 +95,7 @@ class NetBuilder:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
             [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
@@ -148,7 +148,7 @@ def one_channel_conv() -> TinyNet:
     return TinyNet(
         net.model(net.head(net.conv("c", data, 1, 6), 6)),
         {"a": (4, False), "c": (6, False)},
-        {"b": "it has one channel, and without them", "fc": OUTPUT_REASON},
+        {"b": "its channels can only be removed all at once, and without them output", "fc": OUTPUT_REASON},
     )
 
 
