@@ -17,6 +17,12 @@ from pruning.models import class_scores
 TIMED_STEPS = 3
 """Steps timed for each format, after one that warms up."""
 
+TIMED_IMAGES = 32
+"""Images in a timed step at most: enough for the formats to be in proportion, few enough to be quick."""
+
+ENOUGH_SECONDS = 15.0
+"""Once timed steps have taken so long, no further round is begun: their median is of long steps, so exact."""
+
 HOPELESS = 5.0
 """A format whose first step takes this many times as long as the fastest first step is not timed further."""
 
@@ -74,9 +80,13 @@ def choose_precision(
 
     Args:
         network: left as it is; a copy is trained.
-        images: one training batch, [n, channels, height, width].
+        images: one training batch, [n, channels, height, width], of which a part is used.
         clock: seconds.
+
+    Returns:
+        The format, and seconds of a step of up to `TIMED_IMAGES` images by name of the format.
     """
+    images = images[:TIMED_IMAGES]
     trial = copy.deepcopy(network).train()
     taken = {precision: [_step_seconds(trial, images, precision, clock)] for precision in FORMATS}
     fastest = min(first for (first,) in taken.values())
@@ -86,6 +96,8 @@ def choose_precision(
     for _ in range(TIMED_STEPS):
         for precision in hopeful:
             taken[precision].append(_step_seconds(trial, images, precision, clock))
+        if sum(sum(taken[precision]) for precision in hopeful) > ENOUGH_SECONDS:
+            break
     seconds = {precision.name: statistics.median(steps) for precision, steps in taken.items()}
     fp32 = seconds[FORMATS[0].name]
     best = min(FORMATS, key=lambda precision: seconds[precision.name])

@@ -74,6 +74,20 @@ def test_formats_take_turns(timed: Callable[..., list[Precision]]) -> None:
     assert order == [*FORMATS] * 4
 
 
+def test_long_steps_are_timed_once(timed: Callable[..., list[Precision]]) -> None:
+    order = timed((6.0, 6.0, 6.0), (6.0, 6.0, 5.0))
+    assert choose_precision(_net(), IMAGES)[0] == BF16_LAST
+    assert order == [*FORMATS] * 2
+
+
+def test_a_part_of_a_large_batch_is_timed() -> None:
+    sizes = []
+    network = _net()
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    choose_precision(network, IMAGES.repeat(20, 1, 1, 1))
+    assert set(sizes) == {32}
+
+
 def test_the_network_is_left_as_it_is() -> None:
     network = _net()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
