@@ -98,7 +98,7 @@ class TrainingHistory:
     Attributes:
         rows: one an epoch.
         precision: number format trained in.
-        step_seconds: seconds of a step in each format that was tried, by its name.
+        step_seconds: seconds of a timed step in each format that was tried, by its name.
     """
 
     rows: tuple[EpochRow, ...]
