@@ -401,3 +401,7 @@ def verdict(result: dict[str, Any]) -> str:
         f"{result['dense_ms'] / result['measured_ms']:.2f} x as fast as before; "
         f"accuracy {result['accuracy']:.2%}, before {result['dense_accuracy']:.2%}"
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""The command line as a user meets it: refusals in one line, exit codes, and one small run end to end."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from pruning.certificate import Certificate
+from pruning.checkpoint import load_checkpoint
+from pruning.cli import cli, parse_input_shape
+from pruning.errors import SettingError
+from pruning.surgery import load_slim
+
+NET = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """Two stages with a residual block, wide enough for narrower widths to be faster."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(48, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        self.outer = nn.Sequential(nn.Conv2d(64, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48))
+        self.deep = nn.Sequential(nn.Conv2d(48, 96, 3, stride=2, bias=False), nn.BatchNorm2d(96), nn.ReLU())
+        self.head = nn.Linear(96, num_classes)
+
+    def forward(self, images):
+        stream = self.stem(images)
+        stream = torch.relu(stream + self.outer(self.inner(stream)))
+        return self.head(self.deep(stream).mean(dim=(2, 3)))
+
+
+def net(num_classes=10):
+    return Net(num_classes)
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+'''
+SMALL_RUN = (
+    *("--data", "digits", "--input-size", "1x3x16x16", "--train-epochs", "2", "--speedup", "1.4"),
+    *("--candidates", "24", "--held-out", "5", "--search-epochs", "1", "--epochs", "1"),
+)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def net_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.py"
+    path.write_text(NET)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_run(net_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    command = [sys.executable, "-m", "pruning.cli", "run", "--model", f"{net_file}:net", *SMALL_RUN]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--json"], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def test_a_run_ends_within_its_budget(finished_run: tuple[Path, dict[str, object]]) -> None:
+    _, result = finished_run
+
+    assert result["within_budget"] is True
+    assert result["measured_ms"] <= result["budget_ms"]
+    assert result["budget_ms"] == pytest.approx(result["dense_ms"] / 1.4)
+
+
+def test_a_run_leaves_everything_a_user_needs(finished_run: tuple[Path, dict[str, object]]) -> None:
+    out, _ = finished_run
+
+    names = {path.name for path in out.iterdir()}
+    wanted = {"base.onnx", "pruned.onnx", "pruned.safetensors", "pruned.pt2", "plan.json", "report.html"}
+    assert wanted | {"certificate.json", "profile.jsonl", "lpnet", "run.json"} <= names
+
+
+def test_the_certificate_tells_what_was_measured(finished_run: tuple[Path, dict[str, object]]) -> None:
+    out, result = finished_run
+
+    certificate = Certificate.read(out / "certificate.json")
+
+    assert certificate.within_budget
+    assert certificate.measured_ms == pytest.approx(result["certified_ms"])
+    assert certificate.macs < certificate.dense_macs
+    assert certificate.params < certificate.dense_params
+    assert certificate.settings.threads == 1
+
+
+def test_all_forms_of_the_result_compute_the_same(
+    finished_run: tuple[Path, dict[str, object]], net_file: Path
+) -> None:
+    import onnxruntime
+
+    out, _ = finished_run
+    sys.path.insert(0, str(net_file.parent))
+    from net import net
+
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    module = load_slim(net, out / "plan.json", out / "pruned.safetensors")
+    program = torch.export.load(out / "pruned.pt2").module()
+    session = onnxruntime.InferenceSession(out / "pruned.onnx", providers=["CPUExecutionProvider"])
+
+    with torch.no_grad():
+        scores = module(images).numpy()
+        np.testing.assert_allclose(program(images).numpy(), scores, rtol=1e-4, atol=1e-5)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_command_again_does_no_stage_twice(
+    finished_run: tuple[Path, dict[str, object]], net_file: Path
+) -> None:
+    out, _ = finished_run
+    before = {name: (out / name).stat().st_mtime_ns for name in ("profile.jsonl", "plan.json", "pruned.onnx")}
+
+    done = invoke("run", "--model", f"{net_file}:net", *SMALL_RUN, "--out", out, "--json")
+
+    assert done.exit_code == 0, done.output
+    assert before == {name: (out / name).stat().st_mtime_ns for name in before}
+
+
+def test_a_finished_run_is_verified_again(finished_run: tuple[Path, dict[str, object]]) -> None:
+    out, _ = finished_run
+
+    done = invoke("verify", "--out", out, "--json")
+
+    result = json.loads(done.stdout)
+    assert result["certified_ms"] == pytest.approx(Certificate.read(out / "certificate.json").measured_ms)
+    assert done.exit_code == (0 if result["agrees"] and result["within_budget"] else 1)
+
+
+def test_widths_are_priced(finished_run: tuple[Path, dict[str, object]]) -> None:
+    out, result = finished_run
+
+    full = json.loads(invoke("predict", "--out", out, "--scale", 1, "--json").stdout)
+    half = json.loads(invoke("predict", "--out", out, "--scale", 0.5, "--json").stdout)
+
+    assert full["predicted_ms"] == pytest.approx(result["dense_ms"], rel=0.2)
+    assert half["predicted_ms"] < full["predicted_ms"]
+
+
+def test_an_impossible_budget_is_refused_with_the_smallest_latency(
+    finished_run: tuple[Path, dict[str, object]],
+) -> None:
+    out, _ = finished_run
+
+    done = invoke("prune", "--out", out, "--budget-ms", "0.001")
+
+    assert done.exit_code == 2
+    assert "0.001 ms is out of reach: the smallest network of this space takes" in done.stderr
+
+
+def test_a_changed_file_is_not_verified(finished_run: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    (copy / "pruned.onnx").write_bytes((copy / "pruned.onnx").read_bytes() + b"\0")
+
+    done = invoke("verify", "--out", copy)
+
+    assert done.exit_code == 2
+    assert "pruned.onnx changed or missing" in done.stderr
+
+
+def test_other_settings_in_the_same_directory_are_refused(
+    finished_run: tuple[Path, dict[str, object]], net_file: Path
+) -> None:
+    done = invoke("run", "--model", f"{net_file}:net", *SMALL_RUN, "--seed", "7", "--out", finished_run[0])
+
+    assert done.exit_code == 2
+    assert "holds a run with seed 0, not 7" in done.stderr
+
+
+def trace_arguments(out: Path, **changed: object) -> list[object]:
+    options = {
+        "model": "torchvision:resnet18",
+        "data": "digits",
+        "input-size": "1x3x32x32",
+        "train-epochs": "1",
+    }
+    options |= {name.replace("_", "-"): value for name, value in changed.items()}
+    pairs = [(f"--{name}", value) for name, value in options.items()]
+    return ["trace", *(part for pair in pairs for part in pair), "--out", out]
+
+
+def make_weights(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.safetensors"
+    if kind == "corrupt":
+        path.write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
+    elif kind == "nan":
+        from torchvision.models import resnet18
+
+        state = resnet18(num_classes=10).state_dict()
+        state["conv1.weight"][0, 0, 0, 0] = float("nan")
+        save_file(state, path)
+    elif kind == "other":
+        save_file({"something.weight": torch.zeros(3)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("missing", "does not exist"),
+        ("corrupt", "corrupt.safetensors"),
+        ("nan", "conv1.weight"),
+        ("other", "something.weight"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused_in_one_line(
+    tmp_path: Path, weights: str, message: str
+) -> None:
+    done = invoke(*trace_arguments(tmp_path / "out", weights=make_weights(tmp_path, weights)))
+
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "torchvision:resnet19"}, "resnet19"),
+        ({"model": "resnet18"}, "is not understood"),
+        ({"data": "folder:nowhere"}, "nowhere"),
+        ({"data": "npz:nowhere.npz"}, "nowhere.npz"),
+        ({"input_size": "3x32x32"}, "is not batch x channels x height x width"),
+        ({"train_epochs": "0"}, "comes without trained weights"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_is_not_understood_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, str], message: str
+) -> None:
+    done = invoke(*trace_arguments(tmp_path / "out", **changed))
+
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_that_is_no_cnn_is_refused(tmp_path: Path, net_file: Path) -> None:
+    done = invoke(*trace_arguments(tmp_path / "out", model=f"{net_file}:mlp", input_size="1x3x16x16"))
+
+    assert done.exit_code == 2
+    assert "convolution" in done.stderr
+
+
+def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    images, labels = np.zeros((20, 24, 24, 3), dtype=np.uint8), np.arange(20) % 4
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+
+    done = invoke(*trace_arguments(tmp_path / "out", data=f"npz:{path}"))
+
+    assert done.exit_code == 2
+    assert "24" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (["--budget-ms", "0"], "--budget-ms is a number above 0; got 0.0"),
+        (["--budget-ms", "nan"], "--budget-ms is a number above 0; got nan"),
+        (["--speedup", "0.5"], "--speedup is dense latency over budget, at least 1"),
+        ([], "give either --budget-ms or --speedup"),
+        (["--budget-ms", "1", "--speedup", "2"], "give either --budget-ms or --speedup"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(tmp_path: Path, budget: list[str], message: str) -> None:
+    done = invoke(
+        "run", "--model", "torchvision:resnet18", "--data", "digits", "--input-size", "1x3x32x32", *budget,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_provider_that_is_not_there_is_refused(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    tmp_path.joinpath("out").mkdir()
+    shutil.copy(finished_run[0] / "base.onnx", tmp_path / "out" / "base.onnx")
+
+    done = invoke("profile", "--out", tmp_path / "out", "--provider", "qnn")
+
+    assert done.exit_code == 2
+    assert "QNN" in done.stderr
+
+
+def test_a_stage_out_of_order_names_the_one_to_run_first(tmp_path: Path) -> None:
+    done = invoke("profile", "--out", tmp_path)
+
+    assert done.exit_code == 2
+    assert "run `trimms trace` first" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "224", "3x224x224", "1x3x0x4", "1x3xax4", "-1x3x4x4"])
+def test_an_input_size_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="is not batch x channels x height x width"):
+        parse_input_shape(text)
+
+
+def test_a_run_killed_while_fine_tuning_goes_on_where_it_was(
+    finished_run: tuple[Path, dict[str, object]], net_file: Path, tmp_path: Path
+) -> None:
+    """Killed once two of three epochs are on disk; none of them, and no measurement, is made twice."""
+    out = tmp_path / "out"
+    shutil.copytree(finished_run[0], out)
+    for name in ("finetune", "stages/finetune.json", "pruned.onnx"):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state = out / "finetune" / "state.safetensors"
+    command = [sys.executable, "-m", "pruning.cli", "finetune", "--epochs", "3", "--out", str(out)]
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while n_epochs_in(state) < 2 and time.monotonic() < deadline and victim.poll() is None:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    before = n_epochs_in(state)
+    assert before >= 2
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+    assert done.returncode == 0, done.stderr
+    history = json.loads((out / "stages" / "finetune.json").read_text())["result"]["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert (out / "profile.jsonl").read_bytes() == (finished_run[0] / "profile.jsonl").read_bytes()
+
+
+def n_epochs_in(checkpoint: Path) -> int:
+    saved = load_checkpoint(checkpoint)
+    return 0 if saved is None else len(saved.record["rows"])
