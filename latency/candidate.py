@@ -151,6 +151,7 @@ class _Cut:
         made.input.extend(inputs)
         made.output.extend(node.output)
         made.attribute.extend(node.attribute)
+        made.metadata_props.extend(node.metadata_props)
         rewrite = _REWRITES.get(node.op_type)
         if rewrite is not None:
             rewrite(self, node, made)

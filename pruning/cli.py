@@ -198,7 +198,13 @@ def trace(out: Path, as_json: bool, **what: Any) -> None:
     from pruning.stages import Workbench, trace_stage
 
     run = RunDirectory(out)
-    _show(trace_stage(Workbench(run, _settings(**what))), as_json)
+    result = trace_stage(Workbench(run, _settings(**what)))
+    _show(result, as_json)
+    if not as_json:
+        for name, width in result["widths"].items():
+            click.echo(f"  {width:5} channels  {name}")
+        for kept in result["kept"]:
+            click.echo(f"  {kept['n_channels']:5} kept      {kept['layer']}: {kept['reason']}")
 
 
 @cli.command()

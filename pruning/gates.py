@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from latency.grid import Grid
 from latency.space import SearchSpace
 from latency.structure import ParameterAxis
+
+_JUST_OPEN = 1e-3
+"""Distance from the threshold of a score that is moved past it."""
 
 
 class Gates(nn.Module, ABC):
@@ -43,20 +47,20 @@ class GatedNetwork(nn.Module):
         network: the network; its parameters stay where they are and are trained along.
         space: its search space.
         gates: the criterion.
-        minimum_widths: smallest allowed width of each group, [n_groups]; so many of a group's best
-            channels stay open whatever their scores.
+        grid: allowed widths. Each group opens as many of its best channels as the allowed width nearest to
+            its count of positive scores, so that what is trained is what can be cut: on a grid of 16 channels
+            a group of 16 is either whole or gone, never an average of the two.
     """
 
-    def __init__(
-        self, network: nn.Module, space: SearchSpace, gates: Gates, minimum_widths: Sequence[int]
-    ) -> None:
+    def __init__(self, network: nn.Module, space: SearchSpace, gates: Gates, grid: Grid) -> None:
         super().__init__()
         self.network = network
         self.gates = gates
         self._reading = _reading_axes(network, space)
         self._ranges = [(group.offset, group.offset + group.n_channels) for group in space.groups]
-        self._minimum_widths = [int(width) for width in minimum_widths]
+        self._allowed = grid.allowed
         self._presence = _presence(network, space)
+        self._removable = sorted({group for groups in self._presence.values() for group in groups})
         self.widths: Tensor = torch.zeros(len(space.groups))
         for position, axis in enumerate(self._reading):
             self.register_buffer(f"_slots_{position}", torch.from_numpy(axis.slots), persistent=False)
@@ -70,46 +74,77 @@ class GatedNetwork(nn.Module):
         parameters = dict(self.network.named_parameters())
         gates = self.gate_values(parameters)
         self.widths = torch.stack([gates[first:last].sum() for first, last in self._ranges])
-        with_fixed = torch.cat([gates, gates.new_ones(1)])  # slot -1 is never gated
+        presence = {
+            group: _GroupPresence.apply(gates[slice(*self._ranges[group])]) for group in self._removable
+        }
+        reading = self._reading_gates(gates)
         gated: dict[str, Tensor] = {}
         for position, axis in enumerate(self._reading):
             weight = gated.get(axis.parameter, parameters[axis.parameter])
             shape = [1] * weight.ndim
             shape[axis.axis] = -1
-            factors = with_fixed[getattr(self, f"_slots_{position}")].view(shape)
+            factors = reading[getattr(self, f"_slots_{position}")].view(shape)
             gated[axis.parameter] = weight * factors
         for name, groups in self._presence.items():
             value = gated.get(name, parameters[name])
             for group in groups:
-                value = value * _group_presence(gates[slice(*self._ranges[group])])
+                value = value * presence[group]
             gated[name] = value
         return gated
+
+    def _reading_gates(self, gates: Tensor) -> Tensor:
+        """Factors of the weights that read each slot, [n_slots + 1]; the last one, for slot -1, is 1.
+
+        Where a removable group is gone its presence alone bypasses the branch. Its reading weights then stay
+        as they are: the output is the same, and the gradient of the presence tells what the branch would add.
+        """
+        parts = list(torch.split(gates, [last - first for first, last in self._ranges]))
+        for group in self._removable:
+            if not bool(parts[group].detach().any()):
+                parts[group] = torch.ones_like(parts[group])
+        return torch.cat([*parts, gates.new_ones(1)])
 
     def gate_values(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Gate of every slot, [n_slots], 0 or 1, differentiable."""
         scores = self.gates.scores(
             dict(self.network.named_parameters()) if parameters is None else parameters
         )
-        return self.gates.open(self._held_open(scores))
+        return self.gates.open(self._on_grid(scores))
 
-    def _held_open(self, scores: Tensor) -> Tensor:
-        """Scores with the best few of each group raised above 0 where the group may not vanish."""
-        raised = []
-        for (first, last), least in zip(self._ranges, self._minimum_widths, strict=True):
+    def _on_grid(self, scores: Tensor) -> Tensor:
+        """Scores of which as many are positive in each group as the allowed width nearest to their count.
+
+        Values on the wrong side of the threshold are put just past it; gradients pass unchanged.
+        """
+        moved = []
+        for (first, last), allowed in zip(self._ranges, self._allowed, strict=True):
             part = scores[first:last]
-            if least > 0:
-                best = torch.topk(part.detach(), least).indices
-                lift = torch.zeros_like(part).index_fill_(0, best, 1.0)
-                # the value is held just above 0; the gradient passes
-                part = part + lift * (part.detach().clamp(min=1e-3) - part.detach())
-            raised.append(part)
-        return torch.cat(raised)
+            values = part.detach()
+            width = _nearest(int((values > 0).sum()), allowed)
+            open_ = torch.zeros_like(values, dtype=torch.bool)
+            open_[torch.topk(values, width).indices] = True
+            wanted = torch.where(open_, values.clamp(min=_JUST_OPEN), values.clamp(max=-_JUST_OPEN))
+            moved.append(part + (wanted - values))
+        return torch.cat(moved)
 
 
-def _group_presence(gates: Tensor) -> Tensor:
-    """1 where any gate of a group is open, else 0, []; closing one of several open gates does not change it."""
-    presence = gates.amax()
-    return presence.detach() if int((gates.detach() > 0).sum()) > 1 else presence
+def _nearest(count: int, allowed: Sequence[int]) -> int:
+    """Allowed width nearest to a count; the larger of two equally near."""
+    return min(allowed, key=lambda width: (abs(width - count), -width))
+
+
+class _GroupPresence(torch.autograd.Function):
+    """1 where any gate of a group is open, else 0; backward, each gate has an equal share in it (ours)."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, gates: Tensor) -> Tensor:
+        ctx.n_gates = len(gates)  # type: ignore[attr-defined]
+        return gates.amax()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        n_gates: int = ctx.n_gates  # type: ignore[attr-defined]
+        return gradients[0].expand(n_gates) / n_gates
 
 
 def _reading_axes(network: nn.Module, space: SearchSpace) -> tuple[ParameterAxis, ...]:

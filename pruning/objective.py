@@ -38,23 +38,25 @@ class BudgetSchedule:
 
 @dataclass(frozen=True, slots=True)
 class LatencyHinge:
-    """`weight · max(0, log(latency / target))`: no pull once the target is held.
+    """`weight · max(0, log(latency / target))²`: a pull in proportion to the excess, none below the target.
 
-    The paper's α·log(1 + LAT) holds no target, so that α must be searched for each budget; the hinge is
-    ours. The logarithm makes the pull the same at any scale of milliseconds.
+    The paper's α·log(1 + LAT) holds no target, so that α must be searched for each budget; the hinge is ours.
+    The logarithm makes the pull the same at any scale of milliseconds. The square keeps the gates from rushing
+    past the target: a hinge of constant slope closes hundreds of gates at once when the groups of a deep
+    network reach the threshold together.
 
     Attributes:
         predict_ms: differentiable latency in ms, [n], of width vectors, [n, n_groups].
         schedule: the target over time.
-        weight: strength of the pull.
+        weight: strength of the pull; at 200 an excess of 2 % pulls with a slope of 8.
     """
 
     predict_ms: Callable[[Tensor], Tensor]
     schedule: BudgetSchedule
-    weight: float = 8.0
+    weight: float = 200.0
 
     def __call__(self, widths: Tensor, progress: float) -> Tensor:
         """Penalty, [], at group widths, [n_groups], and a share of the search."""
         latency_ms = self.predict_ms(widths.unsqueeze(0))[0]
         target_ms = self.schedule.target_ms(progress)
-        return self.weight * torch.relu(torch.log(latency_ms / target_ms))
+        return self.weight * torch.relu(torch.log(latency_ms / target_ms)).square()

@@ -5,14 +5,14 @@ base.onnx            the traced network with its dense weights
 dense.safetensors    the dense weights, where the run trained them
 profile.jsonl        measured candidates (latency.journal)
 lpnet/               the fitted predictor (latency.predictor)
-search/              checkpoint of the search
+train/, prune/, finetune/  states of unfinished stages; prune/network.safetensors: the searched network
 plan.json            which channels stay
-finetune/            checkpoint of the fine-tuning
 pruned.onnx, pruned.safetensors, pruned.pt2
 certificate.json, report.html
 stages/NAME.json     inputs and result of a finished stage
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -128,8 +128,19 @@ class RunDirectory:
         return result
 
     def finish(self, stage: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Record that a stage is finished."""
+        """Record that a stage is finished; its checkpoints are no longer needed."""
         write_atomically(self._stage_file(stage), _json({"inputs": inputs, "result": result}))
+        self.drop_checkpoints(stage)
+
+    def checkpoint(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+        """File for the state of an unfinished training stage; other inputs have another file."""
+        digest = hashlib.sha256(_json(inputs)).hexdigest()[:12]
+        return self.path / stage / f"state-{digest}.safetensors"
+
+    def drop_checkpoints(self, stage: str) -> None:
+        """Delete the states of a stage that is finished."""
+        for path in (self.path / stage).glob("state-*.safetensors"):
+            path.unlink()
 
     def require(self, name: str, advice: str) -> Path:
         """Path of a file that must exist.

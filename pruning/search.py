@@ -22,6 +22,9 @@ from pruning.plan import Plan, make_plan
 from pruning.training import TrainingConfig, TrainingHistory, train
 from pruning.verify import measure_candidate
 
+LARGEST_GRADIENT = 1.0
+"""Largest norm of the gradient of each of the gates' parameters (ours)."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
@@ -40,8 +43,8 @@ class SearchOptions:
     epochs: int = 4
     batch_size: int = 64
     lr: float = 0.02
-    gate_lr: float = 0.05
-    latency_weight: float = 8.0
+    gate_lr: float = 0.02
+    latency_weight: float = 200.0
     anneal: float = 0.7
     distillation: float = 0.7
 
@@ -138,8 +141,9 @@ def search_within(
     Raises:
         BudgetError: no cut is measured within the budget.
     """
-    smallest = device.predictor.manifest.grid.smallest().tolist()
-    gated = GatedNetwork(network, device.space, WGates(network, device.space), smallest)
+    grid = device.predictor.manifest.grid
+    gated = GatedNetwork(network, device.space, WGates(network, device.space), grid)
+    _limit_gradients_(gated.gates)
     config = TrainingConfig(
         epochs=options.epochs,
         learning_rate=options.lr,
@@ -159,6 +163,19 @@ def search_within(
     with torch.no_grad():
         scores = gated.gates.scores(dict(network.named_parameters())).double().cpu().numpy()
     return _cut(scores, device, budget_ms, history, seed)
+
+
+def _limit_gradients_(gates: nn.Module) -> None:
+    """Bound the norm of the gates' gradients, in place.
+
+    Closing a block raises the loss and with it all gradients; unbounded, the next steps close everything.
+    """
+
+    def limited(gradient: Tensor) -> Tensor:
+        return gradient * (LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT))
+
+    for parameter in gates.parameters():
+        parameter.register_hook(limited)
 
 
 def _objective(

@@ -154,12 +154,12 @@ def trace_stage(bench: Workbench) -> dict[str, Any]:
         reasons = "; ".join(f"{kept.layer}: {kept.reason}" for kept in space.kept[:5])
         raise SettingError(f"nothing in this network can be pruned ({reasons}).")
     write_onnx(dense_model(space, network), run.file("base.onnx"))
-    prunable = int(space.full_widths.sum())
     result = {
         "base": str(run.file("base.onnx")),
         "groups": len(space.groups),
         "removable_groups": sum(bool(group.removes) for group in space.groups),
-        "prunable_channels": prunable,
+        "prunable_channels_share": space.prunable_channels_share,
+        "prunable_macs_share": space.prunable_macs_share,
         "macs": space.macs(space.full_widths),
         "structure_hash": space.structure_hash,
         "widths": {group.name: group.n_channels for group in space.groups},
@@ -188,9 +188,7 @@ def train_stage(bench: Workbench) -> dict[str, Any]:
         return {"epochs": 0}
     network = bench.new_network()
     config = TrainingConfig(epochs=settings.train_epochs, seed=settings.seed)
-    history = train(
-        network, bench.task, config, checkpoint=run.file("train/state.safetensors"), title="training"
-    )
+    history = train(network, bench.task, config, checkpoint=run.checkpoint("train", inputs), title="training")
     save_weights(network, run.file("dense.safetensors"))
     write_onnx(dense_model(bench.space, network), run.file("base.onnx"))
     result = {
@@ -244,7 +242,7 @@ def feasible_budget_ms(bench: Workbench, budget: Budget) -> float:
 
 
 def prune_stage(bench: Workbench, budget: Budget, options: SearchOptions) -> dict[str, Any]:
-    """Search for the channels to keep, cut and measure: `plan.json`, `search/network.safetensors`."""
+    """Search for the channels to keep, cut and measure: `plan.json`, `prune/network.safetensors`."""
     run = bench.run
     settings = require_profiled_device(bench.profile)
     budget_ms = feasible_budget_ms(bench, budget)
@@ -266,9 +264,9 @@ def prune_stage(bench: Workbench, budget: Budget, options: SearchOptions) -> dic
         budget_ms,
         options,
         seed=bench.settings.seed,
-        checkpoint=run.file("search/state.safetensors"),
+        checkpoint=run.checkpoint("prune", inputs),
     )
-    save_weights(network, run.file("search/network.safetensors"))
+    save_weights(network, run.file("prune/network.safetensors"))
     found.plan.write(run.file("plan.json"))
     result = {
         "budget_ms": budget_ms,
@@ -289,18 +287,21 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
     run = bench.run
     pruned = run.result("prune", "run `trimms prune` first")
     plan_path = run.require("plan.json", "run `trimms prune` first")
-    inputs = {"plan": Plan.read(plan_path).fingerprint, "options": asdict(options)}
+    searched_path = run.require("prune/network.safetensors", "run `trimms prune` first")
+    inputs = {
+        "plan": Plan.read(plan_path).fingerprint,
+        "weights": file_sha256(searched_path),
+        "options": asdict(options),
+    }
     known = run.finished("finetune", inputs)
     if known is not None and run.file("pruned.onnx").is_file():
         return known
     teacher = bench.dense_network()
     searched = bench.new_network()
-    load_weights_(searched, run.require("search/network.safetensors", "run `trimms prune` first"))
+    load_weights_(searched, searched_path)
     network, plan = slim(searched, bench.space, Plan.read(plan_path))
     config = TrainingConfig(**asdict(options), seed=bench.settings.seed)
-    history = finetune(
-        network, teacher, bench.task, config, checkpoint=run.file("finetune/state.safetensors")
-    )
+    history = finetune(network, teacher, bench.task, config, checkpoint=run.checkpoint("finetune", inputs))
     kept = plan.positions(bench.space)
     plan.write(plan_path)
     result = _export(bench, network, teacher, kept) | {

@@ -23,15 +23,16 @@ LAYERS = {
         ("candidate", "grid", "space"),
         ("device", "measure", "probe", "session", "timing"),
         ("journal", "profiles", "profiling", "sampling", "worker"),
-        ("encoding", "fitting", "lpnet", "predictor"),
+        ("_physics", "_residual", "encoding", "fitting", "lpnet", "predictor"),
     ),
     "pruning": (
         ("errors", "files", "records"),
         ("certificate", "checkpoint", "run"),
         ("models", "trace", "weights"),
         ("data",),
-        ("accuracy",),
-        ("gates",),
+        ("accuracy", "precision"),
+        ("training",),
+        ("finetune", "gates"),
         ("criteria",),
         ("budget", "correction", "objective", "plan", "surgery"),
         ("export", "verify"),
@@ -48,7 +49,7 @@ NOT_ON_A_DEVICE = (
     *("jinja2", "matplotlib", "onnx_ir", "onnxscript", "pandas", "PIL", "safetensors", "sklearn"),
     *("timm", "torch", "torchvision"),
 )
-FITTING = ("latency.encoding", "latency.fitting", "latency.lpnet")
+FITTING = tuple(f"latency.{name}" for name in ("_physics", "_residual", "encoding", "fitting", "lpnet"))
 # `trimms profile`, `predict` and `verify` run through these.
 ON_A_DEVICE = ("certificate", "cli", "device_stages", "errors", "files", "records", "run", "verify")
 

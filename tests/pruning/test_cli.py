@@ -180,6 +180,22 @@ def test_a_changed_file_is_not_verified(finished_run: tuple[Path, dict[str, obje
     assert "pruned.onnx changed or missing" in done.stderr
 
 
+def test_a_run_of_another_device_is_not_verified(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    header, *rows = (copy / "profile.jsonl").read_text().splitlines(keepends=True)
+    record = json.loads(header)
+    record["fingerprint"]["cpu_model"] = "Another CPU"
+    (copy / "profile.jsonl").write_text(json.dumps(record) + "\n" + "".join(rows))
+
+    done = invoke("verify", "--out", copy)
+
+    assert done.exit_code == 2
+    assert "profiled on another device (cpu_model: Another CPU and" in done.stderr
+
+
 def test_other_settings_in_the_same_directory_are_refused(
     finished_run: tuple[Path, dict[str, object]], net_file: Path
 ) -> None:
@@ -328,16 +344,15 @@ def test_a_run_killed_while_fine_tuning_goes_on_where_it_was(
     shutil.copytree(finished_run[0], out)
     for name in ("finetune", "stages/finetune.json", "pruned.onnx"):
         path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    state = out / "finetune" / "state.safetensors"
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pruning.cli", "finetune", "--epochs", "3", "--out", str(out)]
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while n_epochs_in(state) < 2 and time.monotonic() < deadline and victim.poll() is None:
+    while n_epochs_in(out / "finetune") < 2 and time.monotonic() < deadline and victim.poll() is None:
         time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    before = n_epochs_in(state)
+    before = n_epochs_in(out / "finetune")
     assert before >= 2
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
@@ -348,6 +363,6 @@ def test_a_run_killed_while_fine_tuning_goes_on_where_it_was(
     assert (out / "profile.jsonl").read_bytes() == (finished_run[0] / "profile.jsonl").read_bytes()
 
 
-def n_epochs_in(checkpoint: Path) -> int:
-    saved = load_checkpoint(checkpoint)
-    return 0 if saved is None else len(saved.record["rows"])
+def n_epochs_in(folder: Path) -> int:
+    saved = [load_checkpoint(path) for path in folder.glob("state-*.safetensors")]
+    return max((len(state.record["rows"]) for state in saved if state is not None), default=0)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_the_pull_vanishes_once_the_target_is_held() -> None:
     hinge = LatencyHinge(lambda widths: widths.sum(dim=1), BudgetSchedule(10.0, 5.0), weight=8.0)
 
     assert hinge(torch.tensor([2.0, 3.0]), progress=1.0).item() == 0.0
-    assert hinge(torch.tensor([4.0, 6.0]), progress=1.0).item() == pytest.approx(8 * 0.693147, rel=1e-5)
+    assert hinge(torch.tensor([4.0, 6.0]), progress=1.0).item() == pytest.approx(8 * 0.693147**2, rel=1e-5)
 
 
 def test_the_pull_reaches_every_width() -> None:
@@ -25,7 +27,7 @@ def test_the_pull_reaches_every_width() -> None:
 
     hinge(widths, progress=1.0).backward()
 
-    torch.testing.assert_close(widths.grad, prices / 10.0)  # d log(latency) / d width
+    torch.testing.assert_close(widths.grad, 2 * math.log(2) * prices / 10.0)  # d log(latency)² / d width
 
 
 def test_a_share_out_of_range_is_refused() -> None:
