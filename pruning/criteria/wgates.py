@@ -9,6 +9,9 @@ not public in full; this reading of it, and the following, are ours:
 - channels that are tied (residual stages, depthwise convolutions) share one gate, whose rows are
   concatenated from every layer that makes the channel;
 - rows are |W|, so that ŵ = 1 is the L1 norm, where it starts;
+- as many of a group's best gates are open as the device's grid allows (`pruning.gates.GatedNetwork`);
+- the gates of a removable branch share the gradient of the branch's presence, so that a branch that is gone
+  can come back;
 - scores are standardised within a group (mean 0, standard deviation 1), times a learnable scale, plus a
   learnable bias that starts at 2.5, so that almost all gates start open. Raw scores of a layer's filters
   lie so close together that whole layers close at once.
