@@ -14,7 +14,6 @@ from latency.propagation import Propagation, propagate
 from latency.removal import RemovalAnalysis
 from latency.structure import FIXED, ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
 
-
 SMALLEST_GROUP = 4
 """Slots below which a part of a layer's channels is no group: no device's step is finer than 4 channels."""
 

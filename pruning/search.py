@@ -172,10 +172,11 @@ def _limit_gradients_(gates: nn.Module) -> None:
     """
 
     def limited(gradient: Tensor) -> Tensor:
-        return gradient * (LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT))
+        factor: Tensor = LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT)
+        return gradient * factor
 
     for parameter in gates.parameters():
-        parameter.register_hook(limited)
+        parameter.register_hook(limited)  # type: ignore[no-untyped-call]
 
 
 def _objective(

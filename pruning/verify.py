@@ -1,14 +1,19 @@
 """Measures the pruned network against the dense one; writes the certificate, or checks it. Needs no torch."""
 
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
 from latency.candidate import candidate_model, first_channels
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
-from latency.errors import DeviceMismatchError
-from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair
+from latency.errors import DeviceMismatchError, MeasurementError
+from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair, median_interval
 from latency.profiles import ProfileSet, read_profile
 from latency.session import make_session
 from latency.space import SearchSpace
@@ -28,8 +33,11 @@ from pruning.errors import InputError
 from pruning.files import file_sha256
 from pruning.run import RunDirectory
 
-VERIFYING = Protocol(min_pairs=64, max_pairs=400, relative_precision=0.005)
+VERIFYING = Protocol(min_pairs=64, max_pairs=200, relative_precision=0.005)
 """Measurements that a certificate rests on: more pairs than profiling takes."""
+
+SESSIONS = 3
+"""Sessions of each network that a certificate rests on."""
 
 REPEATABILITY = 0.01
 """How far two measurements of one network may lie apart beyond their own intervals, relative."""
@@ -69,10 +77,7 @@ def measure_pruned(
     """
     pruned = run.require("pruned.onnx", "run `trimms finetune` first")
     settings = require_profiled_device(profile)
-    with device_lock(settings):
-        return measure_pair(
-            make_session(pruned, settings), make_session(run.file("base.onnx"), settings), protocol
-        )
+    return _measure_afresh(pruned.read_bytes(), run.file("base.onnx").read_bytes(), settings, protocol)
 
 
 def measure_candidate(
@@ -84,12 +89,56 @@ def measure_candidate(
         DeviceMismatchError: this is not the device that was profiled.
     """
     settings = require_profiled_device(profile)
-    candidate = candidate_model(space, first_channels(widths))
-    with device_lock(settings):
-        measurement = measure_pair(
-            make_session(candidate, settings), make_session(space.model, settings), protocol
-        )
+    candidate = candidate_model(space, first_channels(widths)).SerializeToString()
+    measurement = _measure_afresh(candidate, space.model.SerializeToString(), settings, protocol)
     return measurement.ratio * profile.reference_ms, measurement.ratio_ci[1] * profile.reference_ms
+
+
+def _measure_afresh(
+    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
+) -> PairedMeasurement:
+    """Measure in a process of its own, as the network will run: a process that has trained is no measure."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_measure_sessions, candidate, reference, settings, protocol).result()
+    except BrokenProcessPool as error:
+        raise MeasurementError("the measuring process ended by itself; is there enough memory?") from error
+
+
+def _measure_sessions(
+    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
+) -> PairedMeasurement:
+    """All pairs of several sessions: where a session's memory lies moves its latency by a percent or two."""
+    parts = []
+    with device_lock(settings):
+        for _ in range(SESSIONS):
+            sessions = make_session(candidate, settings), make_session(reference, settings)
+            parts.append(measure_pair(*sessions, protocol))
+    return pooled(parts)
+
+
+def pooled(parts: Sequence[PairedMeasurement]) -> PairedMeasurement:
+    """Several measurements of one pair of networks as one.
+
+    The interval is at least as wide as the sessions' own medians are apart.
+    """
+    ratios = tuple(ratio for part in parts for ratio in part.ratios)
+    low, high = median_interval(ratios)
+    medians = [part.ratio for part in parts]
+    return PairedMeasurement(
+        ratio=float(np.median(ratios)),
+        ratio_ci=(min(low, *medians), max(high, *medians)),
+        candidate_ms=float(np.median([part.candidate_ms for part in parts])),
+        reference_ms=float(np.median([part.reference_ms for part in parts])),
+        candidate_p90_ms=float(np.median([part.candidate_p90_ms for part in parts])),
+        reference_p90_ms=float(np.median([part.reference_p90_ms for part in parts])),
+        n_pairs=len(ratios),
+        n_preempted=sum(part.n_preempted for part in parts),
+        converged=all(part.converged for part in parts),
+        ratios=ratios,
+        candidate_samples_ms=tuple(ms for part in parts for ms in part.candidate_samples_ms),
+        reference_samples_ms=tuple(ms for part in parts for ms in part.reference_samples_ms),
+    )
 
 
 def require_profiled_device(profile: ProfileSet) -> DeviceSettings:
