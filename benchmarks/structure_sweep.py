@@ -68,10 +68,24 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("bninception", "cspresnet50", "cspdarknet53", "darknet53", "dla34", "dpn68", "ese_vovnet19b_dw"),
         *("efficientvit_b0", "fastvit_t8", "fbnetc_100", "gernet_s", "ghostnet_100", "ghostnetv2_100"),
         *("hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "inception_v4"),
-        *("lcnet_050", "legacy_xception", "mixnet_s", "mobilenetv4_conv_small", "mobileone_s0", "nf_resnet50"),
+        *(
+            "lcnet_050",
+            "legacy_xception",
+            "mixnet_s",
+            "mobilenetv4_conv_small",
+            "mobileone_s0",
+            "nf_resnet50",
+        ),
         *("poolformer_s12", "regnetz_b16", "repghostnet_050", "repvgg_a0", "res2net50_26w_4s", "resnest14d"),
         *("resnetv2_50", "rexnet_100", "selecsls42", "semnasnet_075", "seresnet50", "skresnet18"),
-        *("starnet_s1", "tf_efficientnetv2_b0", "tinynet_e", "tresnet_m", "convnextv2_atto", "edgenext_xx_small"),
+        *(
+            "starnet_s1",
+            "tf_efficientnetv2_b0",
+            "tinynet_e",
+            "tresnet_m",
+            "convnextv2_atto",
+            "edgenext_xx_small",
+        ),
     ),
 }
 
@@ -282,9 +296,7 @@ def run_onnx(model: onnx.ModelProto, space: SearchSpace, images: npt.NDArray[Any
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(value) for value in session.run(None, {space.structure.graph.inputs[0]: images})]
 
 
