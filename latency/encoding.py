@@ -37,8 +37,8 @@ of them at a time, and the tiles of GPUs. Which of them a device uses is left to
 PADDED = (8, 16)
 """Channels per block of ONNX Runtime's blocked layout (NCHWc) on AVX2 and on AVX-512."""
 
-CACHES_KIB = tuple(2**power for power in range(7, 17))
-"""Sizes that the part of a cache left for one network's weights may have: 128 KiB (L2 of small cores) to 64 MiB
+CACHES_KIB = tuple(size for power in range(7, 17) for size in (2**power, 3 * 2 ** (power - 1)))
+"""Sizes that the part of a cache left for one network's weights may have: 128 KiB (L2 of small cores) to 96 MiB
 (L3 of servers). Which of them a device has is left to the fit."""
 
 TERMS = (
@@ -227,9 +227,16 @@ def _layer_constants(
 
 
 def _network_constants(layers: Sequence[LayerView], full_widths: Sequence[int]) -> dict[str, FloatArray]:
-    full_bytes = sum(_BYTES_PER_WEIGHT * layer.macs(full_widths) // layer.out_positions for layer in layers)
+    # Where the image is smaller than the kernel some weights meet nothing but padding and are never read.
+    taps = [min(layer.kernel_area, layer.in_positions * layer.out_positions) for layer in layers]
+    bytes_per_term = [_BYTES_PER_WEIGHT * n_taps for n_taps in taps]
+    macs_per_term = [layer.kernel_area * layer.out_positions for layer in layers]
+    full_bytes = sum(
+        n_bytes * layer.macs(full_widths) // n_macs
+        for layer, n_bytes, n_macs in zip(layers, bytes_per_term, macs_per_term, strict=True)
+    )
     return {
-        "weight_bytes": np.array([_BYTES_PER_WEIGHT * float(layer.kernel_area) for layer in layers]),
+        "weight_bytes": np.array(bytes_per_term, dtype=np.float64),
         # A cache that only the widest networks exceed would be fitted to a handful of samples.
         "caches": np.array([size * 1024.0 for size in CACHES_KIB if size * 1024 <= 0.75 * full_bytes]),
     }

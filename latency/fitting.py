@@ -4,7 +4,8 @@ Errors are relative, predicted / measured - 1, so that slow networks do not domi
 (the strength of the ridge, how long the MLP is trained and whether at all) is chosen by cross-validation
 within the training split; the held-out split is for the report alone.
 
-1. Physics: a non-negative weighted sum of the encoding's features (`latency._physics`).
+1. Physics: a non-negative weighted sum of the encoding's features, shrunk towards prices that all layers of a
+   kind share (`latency._physics`).
 2. Residual: the MLP learns log(measured / physics), where each fold's physics comes from the other folds,
    since on networks that it was fitted to it looks better than it is.
 3. The MLP stays only if it lowers the cross-validated error; else its amplitude is 0.
@@ -22,7 +23,7 @@ import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
 
-from latency._physics import Folds, Physics, Samples, fit_physics, relative_rmse
+from latency._physics import Folds, Physics, Samples, fit_physics, pools, relative_rmse
 from latency._residual import MlpSettings, MlpTask, out_of_fold_looks, seeded, train_mlp
 from latency.encoding import Encoding
 from latency.errors import ProfileError
@@ -46,15 +47,16 @@ class FitSettings:
         strengths: ridge strengths to choose from, relative to the mean squared feature.
         n_directions: directions among the features that the MLP sees.
         mlp: how the MLP is trained.
-        min_gain: by how much the MLP must lower the cross-validated error to stay, 0.03 is 3 %.
+        min_sigmas: the MLP stays if it lowers the cross-validated mean square error by this many standard
+            errors of the difference.
         max_log_factor: largest logarithm of the MLP's factor.
     """
 
     n_folds: int = 5
-    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     n_directions: int = 8
     mlp: MlpSettings = field(default_factory=MlpSettings)
-    min_gain: float = 0.03
+    min_sigmas: float = 2.0
     max_log_factor: float = 0.3
 
 
@@ -111,7 +113,8 @@ def fit(
     encoding = Encoding.from_space(space.layers, space.groups, profile.header.grid)
     samples = Samples(features_of(encoding, train.widths), train.latency_ms, train.relative_stderr)
     folds = cross_validation_folds(len(train.latency_ms), settings.n_folds, seed)
-    physics = fit_physics(samples, folds, settings.strengths)
+    shares = pools(encoding.feature_terms(), space.layers, space.full_widths)
+    physics = fit_physics(samples, shares, folds, settings.strengths)
     with seeded(seed):
         n_directions = min(settings.n_directions, *samples.features.shape)
         model = LPNet(encoding, n_directions, settings.mlp.n_hidden).double()
@@ -196,7 +199,7 @@ def macs_baseline(space: SearchSpace, train: ProfileArrays) -> Predict:
 
     samples = Samples(macs_of(train.widths), train.latency_ms, train.relative_stderr)
     n = len(train.latency_ms)
-    line = fit_physics(samples, cross_validation_folds(n, 5, seed=0), strengths=(1e-9,))
+    line = fit_physics(samples, np.eye(1), cross_validation_folds(n, 5, seed=0), strengths=(1e-9,))
     return lambda widths: line.predict_ms(macs_of(widths))
 
 
@@ -257,17 +260,23 @@ def _fit_residual_(
         head=lambda output: amplitude * torch.tanh(output),
     )
     factors = np.exp(out_of_fold_looks(task, folds, settings.mlp, seed))
-    errors = [
-        relative_rmse(physics.out_of_fold_ms * factor, samples.latency_ms, physics.error_weights)
-        for factor in factors
-    ]
+    predictions = factors * physics.out_of_fold_ms
+    errors = [relative_rmse(ms, samples.latency_ms, physics.error_weights) for ms in predictions]
     best = int(np.argmin(errors))
-    if errors[best] > (1.0 - settings.min_gain) * physics.cv_rmse:
+    if _gain_in_sigmas(physics, predictions[best], samples.latency_ms) < settings.min_sigmas:
         return 0, physics.cv_rmse
     steps = best * settings.mlp.check_every
     model.mlp, _ = train_mlp(task, settings.mlp, n_steps=steps, seed=seed)
     model.amplitude = torch.tensor(amplitude, dtype=torch.float64)
     return steps, errors[best]
+
+
+def _gain_in_sigmas(physics: Physics, predicted_ms: FloatArray, measured_ms: FloatArray) -> float:
+    """By how many standard errors predictions have a lower mean square error than the physics."""
+    before = (physics.out_of_fold_ms / measured_ms - 1.0) ** 2
+    after = (predicted_ms / measured_ms - 1.0) ** 2
+    gain = physics.error_weights * (before - after)
+    return float(gain.mean() / max(gain.std() / math.sqrt(len(gain)), 1e-12))
 
 
 def _mlp_inputs(model: LPNet, features: FloatArray, physics_ms: FloatArray) -> Tensor:

@@ -236,7 +236,7 @@ def test_noisy_measurements_count_less() -> None:
     exact = 1.0 + 2.0 * features[:, 0]
     stderr = np.where(np.arange(80) < 40, 0.001, 0.05)
     samples = Samples(features, exact * (1.0 + stderr * rng.normal(size=80)), stderr)
-    physics = fit_physics(samples, cross_validation_folds(80, 5, seed=0), strengths=(1e-9,))
+    physics = fit_physics(samples, np.eye(1), cross_validation_folds(80, 5, seed=0), strengths=(1e-9,))
     assert physics.error_weights[:40].mean() > 20 * physics.error_weights[40:].mean()
     np.testing.assert_allclose(physics.predict_ms(features), exact, rtol=2e-3)
 
