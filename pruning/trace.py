@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def export_base(model: nn.Module, input_shape: tuple[int, int, int, int]) -> onn
     """The base ONNX model of a network; see `trace`."""
     device = next(model.parameters()).device
     example = torch.zeros(input_shape, device=device)
-    with _evaluating(model), warnings.catch_warnings():
+    with _evaluating(model), _out_of_place(model, input_shape), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -110,6 +110,12 @@ def _simplified(model: onnx_ir.Model, stored: Set[str]) -> onnx.ModelProto:
         return False if any(value.dtype in _FLOATS for value in reads) else None
 
     optimizer.inline(model)
+    # Folding turns them into Split nodes without metadata, whose outputs it names after theirs.
+    split_paths = {
+        f"{node.outputs[0].name}_split_0": node.metadata_props.get(_MODULE_PATH)
+        for node in model.graph
+        if node.op_type == "SplitToSequence"
+    }
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=keep_parameters)
         optimizer.remove_unused_nodes(model)
@@ -122,6 +128,7 @@ def _simplified(model: onnx_ir.Model, stored: Set[str]) -> onnx.ModelProto:
     proto = onnx_ir.to_proto(model)
     for node in proto.graph.node:
         paths = [item.value for item in node.metadata_props if item.key == _MODULE_PATH]
+        paths += filter(None, [split_paths.get(node.output[0])])
         del node.metadata_props[:]  # holds paths of source files
         if paths:
             node.metadata_props.add(key="module", value=_module_path(paths[0]))
@@ -182,3 +189,38 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _out_of_place(model: nn.Module, input_shape: tuple[int, ...]) -> Iterator[None]:
+    """Run activations out of place, if the outputs stay the same.
+
+    Where a tensor is overwritten, the exporter makes slices of splits and loses the module they stand in.
+    """
+    in_place = [module for module in model.modules() if vars(module).get("inplace") is True]
+    device = next(model.parameters()).device
+    images = torch.rand(input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        before = _tensors(model, images)
+        _set_inplace_(in_place, inplace=False)
+        after = _tensors(model, images)
+        if not all(map(torch.equal, before, after)):
+            _set_inplace_(in_place, inplace=True)
+        yield
+    finally:
+        _set_inplace_(in_place, inplace=True)
+
+
+def _set_inplace_(modules: Iterable[nn.Module], *, inplace: bool) -> None:
+    for module in modules:
+        module.inplace = inplace  # type: ignore[assignment]
+
+
+def _tensors(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors in a network's output; none where it does not run, which the export will explain."""
+    try:
+        with torch.no_grad():
+            leaves = torch.utils._pytree.tree_leaves(model(images))
+    except Exception:  # whatever the network's own code raises
+        return []
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
