@@ -34,6 +34,48 @@ class TinyResNet(nn.Module):
         return self.classifier(features.mean(dim=(2, 3)))
 
 
+class Halves(nn.Module):
+    """Splits channels after an activation that overwrites its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(4, 6, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        left, right = torch.split(self.activation(features), 4, dim=1)
+        return torch.cat([self.conv(left), right], dim=1)
+
+
+class TinyMixer(nn.Module):
+    """Split, adaptive pooling to a size that does not divide the input, linear layers over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.halves = Halves()
+        self.pool = nn.AdaptiveAvgPool2d((3, 5))
+        self.expand = nn.Linear(10, 12)
+        self.project = nn.Linear(12, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.pool(self.halves(self.stem(images))).permute(0, 2, 3, 1)
+        return self.project(functional.gelu(self.expand(features))).mean(dim=(1, 2))
+
+
+class Overwriting(nn.Module):
+    """Uses a tensor after an activation has overwritten it: run out of place it computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images)
+        return (self.activation(features) + features).mean(dim=(2, 3))
+
+
 def randomise_(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for module in model.modules():
@@ -85,6 +127,57 @@ def test_batch_norm_stays_apart(space: SearchSpace) -> None:
 def test_groups_are_found_on_the_exported_graph(space: SearchSpace) -> None:
     found = {group.name: (group.n_channels, group.zero_allowed) for group in space.groups}
     assert found == {"stem": (8, False), "branch.0": (6, True)}
+
+
+@pytest.fixture(scope="module")
+def mixer() -> tuple[nn.Module, SearchSpace]:
+    torch.manual_seed(0)
+    net = TinyMixer().eval()
+    return net, trace(net, SHAPE)
+
+
+def assert_computes_the_same(net: nn.Module, space: SearchSpace) -> None:
+    images = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(images.copy())).numpy()
+    assert max_relative_difference([expected], run_onnx(space.model)) <= 1e-5
+
+
+def test_adaptive_pooling_of_any_size_is_exact_and_leaves_channels_free(
+    mixer: tuple[nn.Module, SearchSpace],
+) -> None:
+    net, space = mixer
+    assert_computes_the_same(net, space)
+    assert not {node.op_type for node in space.model.graph.node} & {"Gather", "GatherND", "Where"}
+    found = {group.name: group.n_channels for group in space.groups}
+    assert found == {"stem": 4, "stem#2": 4, "halves.conv": 6, "expand": 12}
+
+
+def test_linear_weights_that_are_read_transposed_keep_their_names(
+    mixer: tuple[nn.Module, SearchSpace],
+) -> None:
+    _, space = mixer
+    axes = {(axis.parameter, axis.axis): axis for axis in space.parameter_axes}
+    assert axes["expand.weight", 0].role == "out"
+    assert axes["project.weight", 1].role == "in"
+    assert {layer.name for layer in space.layers} >= {"expand", "project"}
+
+
+def test_a_split_knows_the_module_it_stands_in(mixer: tuple[nn.Module, SearchSpace]) -> None:
+    _, space = mixer
+    paths = [
+        [item.value for item in node.metadata_props if item.key == "module"]
+        for node in space.model.graph.node
+        if node.op_type == "Split"
+    ]
+    assert paths == [["halves"]]
+
+
+def test_activations_stay_in_place_where_it_matters() -> None:
+    torch.manual_seed(0)
+    net = Overwriting().eval()
+    assert_computes_the_same(net, trace(net, SHAPE))
+    assert net.activation.inplace
 
 
 def test_a_saved_base_holds_the_same_space(space: SearchSpace, tmp_path: Path) -> None:
