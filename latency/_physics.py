@@ -38,8 +38,9 @@ _MEDIAN_SQUARE = 0.4549
 _LEAST_ERROR = 2e-3
 # Ridge strength of the few shared prices: just enough to tell apart terms that hardly differ.
 _POOLED_STRENGTH = 1e-4
-# Rounds of estimating σ and h from cross-validated errors.
-_ROUNDS = 3
+# Rounds of estimating σ and h from cross-validated errors, and the ridge strength meanwhile.
+_ROUNDS = 2
+_TYPICAL_STRENGTH = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +136,18 @@ def fit_physics(samples: Samples, shares: FloatArray, folds: Folds, strengths: S
     """
     error_weights = np.ones(len(samples.latency_ms))
     for _ in range(_ROUNDS):
-        candidates = [_out_of_fold_ms(samples, shares, folds, error_weights, value) for value in strengths]
-        errors = [relative_rmse(ms, samples.latency_ms, error_weights) for ms in candidates]
-        best = int(np.argmin(errors))
-        last_weights = error_weights
-        error_weights = _error_weights(candidates[best] / samples.latency_ms - 1.0, samples.stderr)
-    coefficients = _solve(samples, shares, last_weights, strengths[best])
+        predicted_ms = _out_of_fold_ms(samples, shares, folds, error_weights, _TYPICAL_STRENGTH)
+        error_weights = _error_weights(predicted_ms / samples.latency_ms - 1.0, samples.stderr)
+    candidates = [_out_of_fold_ms(samples, shares, folds, error_weights, value) for value in strengths]
+    errors = [relative_rmse(ms, samples.latency_ms, error_weights) for ms in candidates]
+    best = int(np.argmin(errors))
+    coefficients = _solve(samples, shares, error_weights, strengths[best])
     return Physics(
         weight=coefficients[:-1],
         bias=float(coefficients[-1]),
         strength=strengths[best],
         out_of_fold_ms=candidates[best],
-        error_weights=last_weights,
+        error_weights=error_weights,
         cv_rmse=errors[best],
     )
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from latency.channels import ChannelStructure
 from latency.errors import WidthError
 from latency.graph import Array, attribute
 from latency.layer_rules import narrows_all_groups
@@ -92,6 +93,28 @@ def kept_slots(space: SearchSpace, kept: Kept) -> Mask:
     return mask
 
 
+def kept_along(structure: ChannelStructure, mask: Mask, tensor: str, axis: int) -> Mask:
+    """Whether each index along an axis of a tensor is kept, [size of the axis].
+
+    Args:
+        structure: the network's channel structure.
+        mask: whether each slot is kept, [n_slots].
+        tensor: name of a tensor of the graph, a constant or a view of one.
+        axis: axis of the tensor.
+    """
+    graph = structure.graph
+    size = graph.shapes[tensor][axis]
+    if graph.is_constant(tensor):
+        place = (graph.source(tensor), graph.source_axis(tensor, axis))
+        known = [a.slots for a in structure.parameter_axes if (a.parameter, a.axis) == place]
+        return _kept_along(known[0], mask) if known else np.ones(size, dtype=bool)
+    slots = structure.tensor_slots.get(tensor)
+    if slots is None or slots.shape[axis] < size:  # the same slots all along it
+        return np.ones(size, dtype=bool)
+    along = np.moveaxis(slots, axis, 0).reshape(size, -1)
+    return np.asarray(_kept_along(along, mask).any(axis=1))
+
+
 def _removal(space: SearchSpace, kept: Kept) -> Removal:
     if len(kept) != len(space.groups):
         raise WidthError(f"expected kept positions of {len(space.groups)} groups, got {len(kept)}.")
@@ -159,17 +182,7 @@ class _Cut:
 
     def kept_along(self, tensor: str, axis: int) -> Mask:
         """Whether each index along an axis of a tensor is kept, [size of the axis]."""
-        graph = self._structure.graph
-        size = graph.shapes[tensor][axis]
-        if graph.is_constant(tensor):
-            source_axis = graph.source_axis(tensor, axis)
-            known = [slots for at, slots in self._axes.get(graph.source(tensor), ()) if at == source_axis]
-            return _kept_along(known[0], self._mask) if known else np.ones(size, dtype=bool)
-        slots = self._structure.tensor_slots.get(tensor)
-        if slots is None or slots.shape[axis] < size:  # the same slots all along it
-            return np.ones(size, dtype=bool)
-        along = np.moveaxis(slots, axis, 0).reshape(size, -1)
-        return np.asarray(_kept_along(along, self._mask).any(axis=1))
+        return kept_along(self._structure, self._mask, tensor, axis)
 
     def conv(self, node: onnx.NodeProto, made: onnx.NodeProto) -> None:
         """Fewer groups, where whole groups are removed."""

@@ -60,7 +60,9 @@ def pruning_function(module: nn.Module) -> object:
     )
 
 
-def their_places(graph: torch_pruning.DependencyGraph, model: nn.Module, layer: str, channel: int) -> set[Place]:
+def their_places(
+    graph: torch_pruning.DependencyGraph, model: nn.Module, layer: str, channel: int
+) -> set[Place]:
     """What torch-pruning removes together with one output channel of a layer."""
     module = model.get_submodule(layer)
     names = {child: name for name, child in model.named_modules()}
