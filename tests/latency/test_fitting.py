@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from latency._physics import Samples, fit_physics
+from latency._physics import Samples, fit_physics, pools
 from latency._residual import MlpSettings
 from latency.device import DeviceSettings, fingerprint
 from latency.errors import ProfileError
@@ -133,6 +133,9 @@ def make_profile(
     return ProfileSet(header, tuple(rows), fixed_reference_ms=REFERENCE_MS)
 
 
+QUICK = FitSettings(strengths=(1e-2, 1.0), mlp=MlpSettings(max_steps=50))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -154,6 +157,22 @@ def test_a_staircase_device_is_recovered_from_200_samples(on_staircase: FitResul
     assert metrics["LPNet"].within_5 == 1.0
     assert metrics["LPNet"].spearman > 0.999
     assert metrics["macs"].mape > 3 * metrics["LPNet"].mape
+
+
+def test_thirty_samples_suffice_for_prices_that_layers_share() -> None:
+    result = fit(make_profile(staircase_ms, n_train=30), SPACE, settings=QUICK)  # type: ignore[arg-type]
+    assert result.metrics["LPNet"].mape < 0.01
+
+
+def test_layers_of_a_kind_share_prices_by_their_work() -> None:
+    pointwise = dataclasses.replace(SPACE.layers[1], name="pointwise", kernel_area=1)
+    layers = (*SPACE.layers[:2], pointwise)
+    terms = [(0, "macs"), (1, "macs"), (2, "macs"), (0, "output"), (1, "presence"), (3, "beyond 512 KiB")]
+    shares = pools(terms, layers, SPACE.full_widths)
+    stem, expand = (view.macs(FULL) for view in layers[:2])
+    np.testing.assert_allclose(shares[:2, 0], [stem / (stem + expand), expand / (stem + expand)])
+    assert shares[2:].argmax(axis=1).tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(shares.sum(axis=0), 1.0)
 
 
 def test_where_a_sum_says_it_all_the_mlp_is_switched_off(on_staircase: FitResult) -> None:
@@ -198,9 +217,6 @@ def test_a_saved_fit_predicts_the_held_out_networks(tmp_path: Path, on_congested
     held_out = make_profile(congested_ms, n_train=200).arrays("held_out")
     error = predictor.predict_ms(held_out.widths) / held_out.latency_ms - 1.0
     assert np.abs(error).mean() == pytest.approx(predictor.manifest.metrics["LPNet"].mape, rel=1e-3)
-
-
-QUICK = FitSettings(strengths=(1e-4, 1e-2), mlp=MlpSettings(max_steps=50))
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
