@@ -44,15 +44,14 @@ def _elementwise(state: Propagation, node: onnx.NodeProto) -> None:
 def _broadcasts(
     state: Propagation, node: onnx.NodeProto, name: str, labels: IntArray, varying: set[int]
 ) -> bool:
-    """Whether an operand is one channel spread over many; it then ties nothing and is pinned."""
+    """Whether an operand is spread over all channels: then it ties nothing, and a channel that is, is pinned."""
     full = state.graph.shapes[node.output[0]]
     shape = (1,) * (len(full) - len(state.graph.shapes[name])) + state.graph.shapes[name]
-    repeated = [axis for axis in varying if labels.shape[axis] == 1]
-    if labels.any():
-        if repeated:
-            state.ties.pin(labels, f"{node.op_type} '{node.name}' broadcasts it over channels")
-        return bool(repeated)
-    return all(shape[axis] == 1 for axis in varying)
+    if varying_axes(labels) or not all(shape[axis] == 1 for axis in varying):
+        return False
+    if varying:
+        state.ties.pin(labels, f"{node.op_type} '{node.name}' broadcasts it over channels")
+    return bool(varying) or not labels.any()
 
 
 def _pool(state: Propagation, node: onnx.NodeProto) -> None:

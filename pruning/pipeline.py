@@ -16,10 +16,14 @@ from pruning.stages import (
     finetune_stage,
     fit_stage,
     prune_stage,
+    recut_stage,
     trace_stage,
     train_stage,
 )
 from pruning.verify import certify
+
+MAX_CORRECTIONS = 2
+"""Times that a network whose certificate misses the budget is cut again, narrower, and fine-tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ def run_all(
 ) -> dict[str, Any]:
     """Run every stage that is not finished yet; the last one's figures.
 
-    The budget is checked against the device before anything is trained.
+    The budget is checked against the device before anything is trained. Should the finished network be measured
+    above it, it is cut again.
 
     Args:
         run: where the files go.
@@ -89,6 +94,13 @@ def run_all(
     finetune_stage(bench, options.finetune)
     announce("7/7 verify: measure dense and pruned network side by side")
     verification = certify(run)
+    for _ in range(MAX_CORRECTIONS):
+        if verification.within_budget:
+            break
+        announce(f"{verification.measured_ms:.4g} ms are above the budget: cut narrower, fine-tune, measure")
+        recut_stage(bench, verification.measured_ms)
+        finetune_stage(bench, options.finetune)
+        verification = certify(run)
     write_run_report(bench, verification, options.command)
     return verification_summary(verification) | {
         "certificate": str(run.file("certificate.json")),

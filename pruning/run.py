@@ -132,6 +132,11 @@ class RunDirectory:
         write_atomically(self._stage_file(stage), _json({"inputs": inputs, "result": result}))
         self.drop_checkpoints(stage)
 
+    def amend(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Replace the result of a finished stage; its inputs stay as they are."""
+        record = self._read(self._stage_file(stage)) or {}
+        write_atomically(self._stage_file(stage), _json(record | {"result": result}))
+
     def checkpoint(self, stage: str, inputs: Mapping[str, Any]) -> Path:
         """File for the state of an unfinished training stage; other inputs have another file."""
         digest = hashlib.sha256(_json(inputs)).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The search: trains a gated network under the budget, cuts it, and corrects the cut by measuring."""
+"""The search trains a gated network under the budget; the cut keeps its best channels, corrected by measuring."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,18 +71,29 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        plan: channels to keep.
+        scores: how much each slot deserves to stay, [n_slots]; comparable between groups.
+        history: how the search went.
+    """
+
+    scores: FloatArray
+    history: TrainingHistory
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Channels to keep, measured within the budget.
+
+    Attributes:
+        plan: the channels.
         predicted_ms: latency that LPNet predicts for them.
         measured_ms: latency measured for them.
         n_exports: cuts that were exported and measured.
-        history: how the search went.
     """
 
     plan: Plan
     predicted_ms: float
     measured_ms: float
     n_exports: int
-    history: TrainingHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ class BudgetObjective:
             return float(self.hinge.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
 
 
-def search_within(
+def search_gates(
     network: nn.Module,
     teacher: nn.Module,
     task: ImageTask,
@@ -125,7 +136,7 @@ def search_within(
     checkpoint: Path | None = None,
     title: str | None = "search",
 ) -> SearchResult:
-    """Train gates with the network under the budget, then cut until the *measured* latency is within it.
+    """Train gates with the network under the budget.
 
     Args:
         network: the trained network; its weights go on training, in place.
@@ -137,9 +148,6 @@ def search_within(
         seed: seed of the search.
         checkpoint: file to keep the search's state in, to go on from after an interruption.
         title: shown beside a progress bar; None shows none.
-
-    Raises:
-        BudgetError: no cut is measured within the budget.
     """
     grid = device.predictor.manifest.grid
     gated = GatedNetwork(network, device.space, WGates(network, device.space), grid)
@@ -162,7 +170,7 @@ def search_within(
     )
     with torch.no_grad():
         scores = gated.gates.scores(dict(network.named_parameters())).double().cpu().numpy()
-    return _cut(scores, device, budget_ms, history, seed)
+    return SearchResult(scores, history)
 
 
 def _limit_gradients_(gates: nn.Module) -> None:
@@ -190,9 +198,21 @@ def _objective(
     return BudgetObjective(gated, LatencyHinge(lpnet, schedule, options.latency_weight), options.gate_lr)
 
 
-def _cut(
-    scores: FloatArray, device: PricedSpace, budget_ms: float, history: TrainingHistory, seed: int
-) -> SearchResult:
+def cut_within(
+    scores: FloatArray, device: PricedSpace, budget_ms: float, *, seed: int = 0, aim_ms: float | None = None
+) -> Cut:
+    """Keep the best-scored channels, as many as the *measured* latency allows.
+
+    Args:
+        scores: how much each slot deserves to stay, [n_slots]; comparable between groups.
+        device: the search space with its prices on one device.
+        budget_ms: latency to meet.
+        seed: seed of the search that the scores come from.
+        aim_ms: stricter latency to meet; None is the budget.
+
+    Raises:
+        BudgetError: no cut is measured within it.
+    """
     grid = device.predictor.manifest.grid
 
     def cut(target_ms: float) -> Choice:
@@ -201,7 +221,7 @@ def _cut(
     def measure(choice: Choice) -> tuple[float, float]:
         return measure_candidate(device.space, np.array(choice.widths), device.profile)
 
-    best, tried = meet_budget(cut, measure, budget_ms)
+    best, tried = meet_budget(cut, measure, budget_ms if aim_ms is None else aim_ms)
     plan = make_plan(
         device.space,
         best.choice.kept,
@@ -211,4 +231,4 @@ def _cut(
         device=device.profile.header.fingerprint.digest,
         seed=seed,
     )
-    return SearchResult(plan, best.choice.predicted_ms, best.measured_ms, len(tried), history)
+    return Cut(plan, best.choice.predicted_ms, best.measured_ms, len(tried))

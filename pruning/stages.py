@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import nn
 
 from latency.fitting import fit
@@ -26,12 +27,12 @@ from pruning.certificate import recorded_versions
 from pruning.data import ImageTask, load_data
 from pruning.errors import BudgetError, SettingError
 from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
-from pruning.files import file_sha256
+from pruning.files import file_sha256, write_atomically
 from pruning.finetune import finetune
 from pruning.models import load_model, require_fit
 from pruning.plan import Plan
 from pruning.run import RunDirectory, RunSettings
-from pruning.search import PricedSpace, SearchOptions, search_within
+from pruning.search import Cut, PricedSpace, SearchOptions, cut_within, search_gates
 from pruning.surgery import slim
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
@@ -256,29 +257,64 @@ def prune_stage(bench: Workbench, budget: Budget, options: SearchOptions) -> dic
     if known is not None and run.file("plan.json").is_file():
         return known
     network = bench.dense_network()
-    found = search_within(
+    device = PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor)
+    found = search_gates(
         network,
         bench.dense_network(),
         bench.task,
-        PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor),
+        device,
         budget_ms,
         options,
         seed=bench.settings.seed,
         checkpoint=run.checkpoint("prune", inputs),
     )
+    cut = cut_within(found.scores, device, budget_ms, seed=bench.settings.seed)
     save_weights(network, run.file("prune/network.safetensors"))
-    found.plan.write(run.file("plan.json"))
+    write_atomically(run.file("prune/scores.safetensors"), save({"scores": found.scores}))
+    cut.plan.write(run.file("plan.json"))
     result = {
         "budget_ms": budget_ms,
         "dense_ms": bench.profile.reference_ms,
-        "predicted_ms": found.predicted_ms,
-        "measured_ms": found.measured_ms,
-        "exports": found.n_exports,
         "threads": settings.threads,
-        "widths": {name: len(kept) for name, kept in found.plan.kept.items()},
         "history": found.history.to_json(),
+        "corrections": 0,
+        **_summary(cut),
     }
     run.finish("prune", inputs, result)
+    return result
+
+
+def _summary(cut: Cut) -> dict[str, Any]:
+    return {
+        "predicted_ms": cut.predicted_ms,
+        "measured_ms": cut.measured_ms,
+        "exports": cut.n_exports,
+        "widths": {name: len(kept) for name, kept in cut.plan.kept.items()},
+    }
+
+
+def recut_stage(bench: Workbench, certified_ms: float) -> dict[str, Any]:
+    """Cut again, narrower, with the scores of the search: the cut is slower than measured when it was chosen.
+
+    Writes `plan.json`; the stages after pruning then have to be run again.
+
+    Args:
+        bench: a run with a result of `prune_stage`.
+        certified_ms: what its network was found to take, above the budget.
+
+    Raises:
+        BudgetError: no narrower cut is measured within the budget.
+    """
+    run = bench.run
+    pruned = run.result("prune", "run `trimms prune` first")
+    scores = load(run.require("prune/scores.safetensors", "run `trimms prune` first").read_bytes())["scores"]
+    device = PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor)
+    budget_ms: float = pruned["budget_ms"]
+    aim_ms = budget_ms * min(1.0, pruned["measured_ms"] / certified_ms)
+    cut = cut_within(scores, device, budget_ms, seed=bench.settings.seed, aim_ms=aim_ms)
+    cut.plan.write(run.file("plan.json"))
+    result = pruned | _summary(cut) | {"corrections": pruned["corrections"] + 1}
+    run.amend("prune", result)
     return result
 
 

@@ -101,6 +101,16 @@ def radix_sum(net: NetBuilder, data: str) -> str:
     return str(net.op("ReduceSum", net.op("Mul", weights, data), ints(net, "axes", 1), keepdims=0))
 
 
+def selective_kernel(net: NetBuilder, data: str) -> str:
+    """Two paths stacked, weighted by attention over the paths: a channel of both goes with its weights."""
+    axis = ints(net, "axis", 1)
+    paths = [net.op("Unsqueeze", net.conv(name, data, 8, 8), axis) for name in ("b", "c")]
+    stacked = net.op("Concat", *paths, axis=1)
+    weights = net.conv("select", net.op("GlobalAveragePool", data), 8, 16)
+    weights = net.op("Softmax", net.op("Reshape", weights, ints(net, "apart", 1, 2, 8, 1, 1)), axis=1)
+    return str(net.op("ReduceSum", net.op("Mul", stacked, weights), axis, keepdims=0))
+
+
 def concat_positions(net: NetBuilder, data: str) -> str:
     return str(net.op("Concat", data, net.conv("b", data, 8, 8), axis=2))
 
@@ -288,6 +298,7 @@ CASES: dict[str, Case] = {
     "Pad": Case(pads, {"a": 8}, 11),
     "Pow": Case(lambda net, data: net.op("Pow", data, net.constant("two", np.float32(2))), {"a": 8}),
     "ReduceMean/dropping": Case(reduce_dropping_axes, {"a": 8}),
+    "ReduceSum/paths": Case(selective_kernel, {"a": 8, "b": 8}),
     "ReduceSum/radix": Case(radix_sum, {"a": 4}, 4),
     "Reshape": Case(flattens, {"a": 8, "b": 7}, 7),
     "Resize": Case(resizes, {"a": 8}),

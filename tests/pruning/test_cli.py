@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
 from pruning.cli import cli, parse_input_shape
 from pruning.errors import SettingError
+from pruning.run import RunDirectory
 from pruning.surgery import load_slim
+from pruning.verify import Verification, certify
 
 NET = '''
 import torch
@@ -194,6 +197,36 @@ def test_a_run_of_another_device_is_not_verified(
 
     assert done.exit_code == 2
     assert "profiled on another device (cpu_model: Another CPU and" in done.stderr
+
+
+def test_a_network_that_misses_its_budget_is_cut_again(
+    finished_run: tuple[Path, dict[str, object]],
+    net_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    before = json.loads((copy / "stages/prune.json").read_text())["result"]
+    measured = []
+
+    def slow_at_first(run: RunDirectory) -> Verification:
+        found = certify(run)
+        measured.append(found.measured_ms)
+        if len(measured) == 1:
+            missed_ms = 1.1 * found.certificate.budget_ms
+            return replace(found, measured_ms=missed_ms, within_budget=False)
+        return found
+
+    monkeypatch.setattr("pruning.pipeline.certify", slow_at_first)
+    done = invoke("run", "--model", f"{net_file}:net", *SMALL_RUN, "--out", copy, "--json")
+
+    after = json.loads((copy / "stages/prune.json").read_text())["result"]
+    assert done.exit_code == 0, done.output
+    assert "are above the budget: cut narrower" in done.stderr
+    assert after["corrections"] == 1
+    assert after["predicted_ms"] < before["predicted_ms"]
+    assert measured[1] < measured[0]
 
 
 def test_other_settings_in_the_same_directory_are_refused(
