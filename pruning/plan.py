@@ -30,6 +30,8 @@ class ModuleChange:
             where the module stays.
         select: positions of the module's output channels to keep, for modules that fix a number of
             channels in code (option A shortcuts); None for all others.
+        splits: for each split or chunk that the module's own `forward` calls, in order, the sizes of its parts;
+            None where they stay as the code says.
     """
 
     path: str
@@ -37,6 +39,7 @@ class ModuleChange:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     replaced_by: str | None = None
     select: tuple[int, ...] | None = None
+    splits: tuple[tuple[int, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ def _change_record(change: ModuleChange) -> dict[str, Any]:
         record["replaced_by"] = change.replaced_by
     if change.select is not None:
         record["select"] = list(change.select)
+    if change.splits:
+        record["splits"] = [None if sizes is None else list(sizes) for sizes in change.splits]
     return record
 
 
@@ -155,4 +160,5 @@ def _change_from(record: Mapping[str, Any]) -> ModuleChange:
         shapes={name: tuple(shape) for name, shape in record.get("shapes", {}).items()},
         replaced_by=record.get("replaced_by"),
         select=None if select is None else tuple(select),
+        splits=tuple(None if sizes is None else tuple(sizes) for sizes in record.get("splits", ())),
     )

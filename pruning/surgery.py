@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latency.candidate import kept_slots
+from latency.candidate import kept_along, kept_slots
+from latency.graph import Graph, attribute
 from latency.operators import pad_amounts
 from latency.space import SearchSpace
 from latency.structure import FIXED
 from pruning.errors import PlanError
 from pruning.plan import ModuleChange, Plan
+from pruning.splits import set_part_sizes_
 
 
 class RemovedConv2d(nn.Module):
@@ -23,13 +25,12 @@ class RemovedConv2d(nn.Module):
 
     Args:
         conv: the convolution it replaces.
-        n_channels: channels of the zeros; one where the branch itself has none left, so that modules in
-            between keep working.
+        n_channels: channels of the zeros.
     """
 
     def __init__(self, conv: nn.Conv2d, n_channels: int) -> None:
         super().__init__()
-        self.out_channels = max(n_channels, 1)
+        self.out_channels = n_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding = conv.padding
 
@@ -51,7 +52,7 @@ class RemovedLinear(nn.Module):
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
-        self.out_features = max(n_channels, 1)
+        self.out_features = n_channels
 
     def forward(self, features: Tensor) -> Tensor:
         """Zeros, [..., out_features]."""
@@ -136,6 +137,8 @@ def apply_changes_(model: nn.Module, changes: Iterable[ModuleChange]) -> None:
             setattr(module, name, value)
         for name, shape in change.shapes.items():
             _set_tensor_(module, name, getattr(module, name).new_empty(shape))
+        if change.splits:
+            set_part_sizes_(module, change.splits)
         if change.select is not None:
             _set_module_(model, change.path, SelectChannels(module, change.select))
 
@@ -188,8 +191,32 @@ def _changes(
         for path, tensors in shapes.items()
         if path not in removed_paths
     ]
-    changes += [_removed(path, modules[path], shapes.get(path, {})) for path in sorted(removed_paths - {""})]
-    return (*changes, *_selections(space, mask, gone))
+    last = _last_of_branches(graph, gone)
+    changes += [
+        _removed(path, modules[path], shapes.get(path, {}), is_last=path in last)
+        for path in sorted(removed_paths - {""})
+    ]
+    return (*changes, *_selections(space, mask, gone), *_splits(space, mask, gone))
+
+
+def _last_of_branches(graph: Graph, gone: frozenset[int]) -> set[str]:
+    """Modules of removed layers whose output reaches a node that stays, with no other such layer in between."""
+    readers = graph.consumers()
+    last = set()
+    for index in gone:
+        paths = {name.rpartition(".")[0] for name in graph.nodes[index].input if name in graph.constants}
+        reached = [graph.nodes[index].output[0]]
+        while paths and reached:
+            for reader in readers.get(reached.pop(), []):
+                node = graph.nodes[reader]
+                if reader not in gone:
+                    last |= paths
+                elif node.op_type not in _LAYERS:
+                    reached += node.output
+    return last
+
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _narrowed(path: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> ModuleChange:
@@ -218,10 +245,12 @@ _SIZE_ATTRIBUTES: tuple[tuple[type | tuple[type, ...], dict[str, int]], ...] = (
 """Attributes that repeat a weight's shape, and the axis each repeats."""
 
 
-def _removed(path: str, module: nn.Module, shapes: dict[str, list[int]]) -> ModuleChange:
+def _removed(path: str, module: nn.Module, shapes: dict[str, list[int]], *, is_last: bool) -> ModuleChange:
     if isinstance(module, nn.Conv2d | nn.Linear):
         weight = shapes.get("weight", list(module.weight.shape))
-        return ModuleChange(path, attributes={"out_channels": weight[0]}, replaced_by="zeros")
+        # What stays reads the branch at its true width, be it 0; within the branch pooling and the like need one.
+        n_channels = weight[0] if is_last else max(weight[0], 1)
+        return ModuleChange(path, attributes={"out_channels": n_channels}, replaced_by="zeros")
     return ModuleChange(path, replaced_by="identity")
 
 
@@ -248,3 +277,28 @@ def _selections(
             )
         changes.append(ModuleChange(path, select=tuple(int(i) for i in np.flatnonzero(hard_coded))))
     return changes
+
+
+def _splits(
+    space: SearchSpace, mask: np.ndarray[tuple[int], np.dtype[np.bool_]], gone: frozenset[int]
+) -> list[ModuleChange]:
+    """Sizes of the parts into which modules split the channel axis in code, where any of them changes."""
+    graph = space.structure.graph
+    sizes: dict[str, list[tuple[int, ...] | None]] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op_type != "Split":
+            continue
+        axis = attribute(node, "axis", 0)
+        before = [graph.shapes[name][axis] for name in node.output]
+        after = [int(kept_along(space.structure, mask, name, axis).sum()) for name in node.output]
+        if index in gone:
+            after = [0] * len(before)
+        path = next((item.value for item in node.metadata_props if item.key == "module"), None)
+        if path is None and after != before:
+            raise PlanError(
+                f"Split '{node.name}' stands in no known module; move it into a module of its own."
+            )
+        sizes.setdefault(path or "", []).append(None if after == before else tuple(after))
+    if not any(part is not None for parts_ in sizes.values() for part in parts_):
+        return []
+    return [ModuleChange(path, splits=tuple(parts_)) for path, parts_ in sizes.items()]

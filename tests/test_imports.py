@@ -34,7 +34,7 @@ LAYERS = {
         ("training",),
         ("finetune", "gates"),
         ("criteria",),
-        ("budget", "correction", "objective", "plan", "surgery"),
+        ("budget", "correction", "objective", "plan", "splits", "surgery"),
         ("export", "verify"),
         ("search",),
         ("device_stages", "stages"),

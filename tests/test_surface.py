@@ -40,16 +40,6 @@ def options_of(command):
     return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
 
 
-@pytest.mark.parametrize("package", ["latency", "pruning"])
-def test_exports_are_sorted_and_exist(package):
-    module = importlib.import_module(package)
-    if not hasattr(module, "__all__"):
-        pytest.skip(f"{package} exports nothing yet")
-    assert list(module.__all__) == sorted(module.__all__)
-    missing = [name for name in module.__all__ if not hasattr(module, name)]
-    assert missing == []
-
-
 @pytest.mark.parametrize("name", sorted(cli.commands))
 def test_every_command_is_in_the_manual(name):
     assert re.search(rf"\btrimms {name}\b", text_of("README.md"))

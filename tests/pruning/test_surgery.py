@@ -133,6 +133,49 @@ def test_channels_padded_in_code_are_narrowed_by_selection() -> None:
     assert slimmed.second.out_channels == 4
 
 
+class _ShuffledNet(nn.Module):
+    """Splits its channels in two halves, the second of which goes through a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Sequential(nn.MaxPool2d(2, 1), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.pool = nn.MaxPool2d(2, 1)
+        self.last = nn.Conv2d(10, 8, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept, worked_on = torch.relu(self.stem(images)).chunk(2, dim=1)
+        joined = torch.cat([self.pool(kept), self.branch(worked_on)], dim=1)
+        return self.head(torch.relu(self.last(joined)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "branch"),
+    [([0, 1, 2], [2], [0, 3]), ([0], [1, 2, 3], [1]), ([2, 3], [0], [])],
+    ids=["more of the first", "more of the second", "no branch"],
+)
+def test_channels_split_in_code_are_split_where_they_now_lie(
+    first: list[int], second: list[int], branch: list[int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = _ShuffledNet().eval()
+    space = trace(network, (1, 3, 6, 6))
+    chosen = {"stem": first, "stem#2": second, "branch.1": branch, "last": [0, 1, 4]}
+    kept = positions(*[chosen[group.name] for group in space.groups])
+    images = torch.randn(1, 3, 6, 6)
+
+    slimmed, plan = slim(network, space, make_plan(space, kept))
+    plan.write(tmp_path / "plan.json")
+    save_file(slimmed.state_dict(), tmp_path / "pruned.safetensors")
+    rebuilt = load_slim(_ShuffledNet, tmp_path / "plan.json", tmp_path / "pruned.safetensors")
+
+    with torch.no_grad():
+        scores = slimmed(images).numpy()
+        assert torch.equal(rebuilt(images), slimmed(images))
+    np.testing.assert_allclose(scores, onnx_scores(space, kept, images), rtol=1e-4, atol=1e-5)
+
+
 def test_a_plan_of_another_network_is_refused(residual_net: nn.Module, residual_space: SearchSpace) -> None:
     plan = Plan("0" * 64, {"stem": (0,)}, {"stem": 8})
 

@@ -1,0 +1,103 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning.splits import set_part_sizes_
+
+
+class _Inner(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = images.chunk(2, dim=1)
+        return torch.cat([second, first], dim=1)
+
+
+class _Outer(nn.Module):
+    """Splits before and after a module that splits on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Conv2d(6, 6, 1)
+        self.inner = _Inner()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        before = torch.split(images, 3, dim=1)
+        return (*before, self.inner(images), *torch.tensor_split(images, 2, dim=1))
+
+
+IMAGES = torch.arange(6.0).reshape(1, 6, 1, 1)
+
+
+def channels(tensor: Tensor) -> list[float]:
+    return tensor[0, :, 0, 0].tolist()
+
+
+def test_each_module_counts_its_own_splits() -> None:
+    network = _Outer()
+    set_part_sizes_(network, [(2, 4), (5, 1)])
+    set_part_sizes_(network.inner, [(1, 5)])
+
+    first, second, inner, third, fourth = network(IMAGES)
+
+    assert (channels(first), channels(second)) == ([0, 1], [2, 3, 4, 5])
+    assert channels(inner) == [1, 2, 3, 4, 5, 0]
+    assert (channels(third), channels(fourth)) == ([0, 1, 2, 3, 4], [5])
+
+
+def test_splits_without_new_sizes_stay_as_the_code_says() -> None:
+    network = _Outer()
+    set_part_sizes_(network, [None, (4, 2)])
+    set_part_sizes_(network.inner, [None])
+
+    first, _, inner, third, _ = network(IMAGES)
+
+    assert channels(first) == [0, 1, 2]
+    assert channels(inner) == [3, 4, 5, 0, 1, 2]
+    assert channels(third) == [0, 1, 2, 3]
+
+
+def test_a_part_may_be_empty() -> None:
+    network = _Inner()
+    set_part_sizes_(network, [(6, 0)])
+
+    assert channels(network(IMAGES)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_names_of_weights_and_the_class_stay() -> None:
+    network = _Outer()
+    names = list(network.state_dict())
+
+    set_part_sizes_(network, [(2, 4), (5, 1)])
+
+    assert list(network.state_dict()) == names
+    assert isinstance(network, _Outer)
+    assert type(network).__name__ == "_Outer"
+    assert isinstance(copy.deepcopy(network), _Outer)
+
+
+def test_other_modules_of_the_class_stay_as_they_are() -> None:
+    changed, other = _Inner(), _Inner()
+
+    set_part_sizes_(changed, [(1, 5)])
+
+    assert channels(other(IMAGES)) == [3, 4, 5, 0, 1, 2]
+
+
+def test_a_forward_that_splits_more_often_than_it_did_is_refused() -> None:
+    network = _Inner()
+    set_part_sizes_(network, [(1, 5), (2, 4)])
+
+    with pytest.raises(RuntimeError, match="_Inner splits 1 times; it did so 2 times when traced"):
+        network(IMAGES)
+
+
+def test_an_exported_program_has_the_new_sizes() -> None:
+    network = _Outer().eval()
+    set_part_sizes_(network, [(2, 4), (5, 1)])
+    set_part_sizes_(network.inner, [(1, 5)])
+
+    program = torch.export.export(network, (IMAGES,)).module()
+
+    for found, wanted in zip(program(IMAGES), network(IMAGES), strict=True):
+        assert torch.equal(found, wanted)
