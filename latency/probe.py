@@ -23,6 +23,16 @@ from latency.measure import Protocol, device_lock, measure_pair
 from latency.session import bound_run, make_session, random_feed
 
 STEPS = (2, 4, 8, 16, 32)
+KINDS = ("dense outputs", "dense inputs", "pointwise outputs", "grouped outputs", "depthwise")
+"""Kinds of convolution that can be probed: 3 x 3 with varying outputs or inputs, 1 x 1, 3 x 3 in `N_CONV_GROUPS`
+groups, where a width is that of one group, and 3 x 3 depthwise."""
+
+GRID_KINDS = ("dense outputs", "dense inputs", "depthwise")
+"""The kinds that the grid's step is read off."""
+
+N_CONV_GROUPS = 4
+"""Groups of the grouped convolution."""
+
 # All widths around 64, where each small step can show, and multiples of 8 far enough out for the large ones.
 WIDTHS = tuple(sorted({*range(49, 81), *range(16, 129, 8)}))
 REFERENCE_WIDTH = 64
@@ -58,7 +68,7 @@ class Staircase:
     """Latency against width of one kind of convolution, and the step read off it.
 
     Attributes:
-        kind: what varies: "dense outputs", "dense inputs" or "depthwise".
+        kind: one of `KINDS`.
         image_px: height and width of the images.
         points: measured points, ascending in width.
         step: largest step up to whose multiples widening is free, 1 where it never is.
@@ -70,6 +80,11 @@ class Staircase:
     points: tuple[ProbePoint, ...]
     step: int
     cliff: int
+
+    @property
+    def reference_ms(self) -> float:
+        """Typical latency of the reference width over the whole curve."""
+        return float(np.median([point.ms / point.ratio for point in self.points]))
 
     @classmethod
     def from_points(cls, kind: str, image_px: int, points: Sequence[ProbePoint]) -> "Staircase":
@@ -84,7 +99,7 @@ class ProbeResult:
 
     Attributes:
         step: the device's channel step.
-        staircases: dense outputs, dense inputs, depthwise.
+        staircases: one for each kind that was probed.
         seconds: how long the probe took.
     """
 
@@ -109,14 +124,18 @@ class ProbeResult:
 def probe_step(
     settings: DeviceSettings | None = None,
     *,
+    kinds: Sequence[str] = GRID_KINDS,
+    widths: Sequence[int] = WIDTHS,
     protocol: Protocol = PROBE_PROTOCOL,
     lock_wait_s: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProbeResult:
-    """Find the device's channel step by measuring about 130 single convolutions, in under 20 s.
+    """Find the device's channel step by measuring single convolutions: about 130 in 20 s if nothing else is said.
 
     Args:
         settings: provider, threads, batch size; the CPU with one thread if left out.
+        kinds: which of `KINDS` to measure, `GRID_KINDS` among them.
+        widths: which widths.
         protocol: how each convolution is measured against the reference width's.
         lock_wait_s: how long to wait for another measurement on the device.
         progress: called with the number of convolutions measured and their total.
@@ -126,24 +145,25 @@ def probe_step(
         DeviceBusyError: another measurement holds the device.
     """
     settings = settings or DeviceSettings()
-    start, total = time.perf_counter(), len(_KINDS) * len(WIDTHS)
-    curves: list[Staircase] = []
+    start, total = time.perf_counter(), len(kinds) * len(widths)
+    curves: dict[str, Staircase] = {}
     with device_lock(settings, wait_s=lock_wait_s):
-        for kind, (make_model, sizes_px) in _KINDS.items():
+        for kind in kinds:
+            make_model, sizes_px = _MAKERS[kind]
             px = _image_size(make_model, sizes_px, settings)
             reference = make_session(make_model(REFERENCE_WIDTH, px, settings.batch_size), settings)
             points: list[ProbePoint] = []
-            for width in WIDTHS:
+            for width in widths:
                 candidate = make_session(make_model(width, px, settings.batch_size), settings)
                 found = measure_pair(candidate, reference, protocol)
                 points.append(ProbePoint(width, found.ratio, found.ratio_stderr, found.candidate_ms))
                 if progress is not None:
-                    progress(len(curves) * len(WIDTHS) + len(points), total)
-            curves.append(Staircase.from_points(kind, px, points))
-    outputs, inputs, depthwise = curves
+                    progress(len(curves) * len(widths) + len(points), total)
+            curves[kind] = Staircase.from_points(kind, px, points)
+    outputs, inputs, depthwise = (curves[kind] for kind in GRID_KINDS)
     # A channel count is one layer's outputs and the next one's inputs; both steps are powers of two.
     step = ChannelStep(dense=max(outputs.step, inputs.step), depthwise=depthwise.step)
-    return ProbeResult(step, tuple(curves), seconds=time.perf_counter() - start)
+    return ProbeResult(step, tuple(curves.values()), seconds=time.perf_counter() - start)
 
 
 def staircase_step(ratios: Mapping[int, float]) -> int:
@@ -192,13 +212,17 @@ def _image_size(make_model: "_Maker", sizes_px: Sequence[int], settings: DeviceS
     return sizes_px[-1]
 
 
-def _convolution(inputs: int, outputs: int, conv_groups: int, px: int, batch_size: int) -> onnx.ModelProto:
+def _convolution(
+    inputs: int, outputs: int, conv_groups: int, px: int, batch_size: int, kernel: int = 3
+) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    shape = (outputs, inputs // conv_groups, 3, 3)
+    shape = (outputs, inputs // conv_groups, kernel, kernel)
     weight = numpy_helper.from_array((rng.standard_normal(shape) * 0.05).astype(np.float32), "weight")
     bias = numpy_helper.from_array(rng.standard_normal(outputs).astype(np.float32), "bias")
     names = ["x", "weight", "bias"]
-    node = helper.make_node("Conv", names, ["y"], kernel_shape=[3, 3], pads=[1] * 4, group=conv_groups)
+    node = helper.make_node(
+        "Conv", names, ["y"], kernel_shape=shape[2:], pads=[kernel // 2] * 4, group=conv_groups
+    )
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch_size, channels, px, px])
         for name, channels in (("x", inputs), ("y", outputs))
@@ -215,6 +239,15 @@ def _dense_inputs(width: int, px: int, batch_size: int) -> onnx.ModelProto:
     return _convolution(width, REFERENCE_WIDTH, 1, px, batch_size)
 
 
+def _pointwise_outputs(width: int, px: int, batch_size: int) -> onnx.ModelProto:
+    return _convolution(REFERENCE_WIDTH, width, 1, px, batch_size, kernel=1)
+
+
+def _grouped_outputs(width: int, px: int, batch_size: int) -> onnx.ModelProto:
+    inputs = N_CONV_GROUPS * REFERENCE_WIDTH
+    return _convolution(inputs, N_CONV_GROUPS * width, N_CONV_GROUPS, px, batch_size)
+
+
 def _depthwise(width: int, px: int, batch_size: int) -> onnx.ModelProto:
     return _convolution(width, width, width, px, batch_size)
 
@@ -222,8 +255,10 @@ def _depthwise(width: int, px: int, batch_size: int) -> onnx.ModelProto:
 _Maker = Callable[[int, int, int], onnx.ModelProto]
 
 # Image sizes to choose from, largest first; a depthwise convolution does a 64th of the work.
-_KINDS: Mapping[str, tuple[_Maker, tuple[int, ...]]] = {
+_MAKERS: Mapping[str, tuple[_Maker, tuple[int, ...]]] = {
     "dense outputs": (_dense_outputs, (28, 14, 7)),
     "dense inputs": (_dense_inputs, (28, 14, 7)),
+    "pointwise outputs": (_pointwise_outputs, (56, 28, 14)),
+    "grouped outputs": (_grouped_outputs, (14, 7)),
     "depthwise": (_depthwise, (56, 28, 14)),
 }

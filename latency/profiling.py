@@ -13,6 +13,7 @@ from latency.errors import InputError, MeasurementError
 from latency.grid import Grid
 from latency.journal import ProfileJournal, open_journal, require_same
 from latency.measure import Protocol
+from latency.probe import ProbeResult
 from latency.profiles import ProfileHeader, ProfileRow, ProfileSet, RowKey, Split
 from latency.sampling import SplitWidths, split_widths
 from latency.space import SearchSpace
@@ -37,6 +38,7 @@ class ProfilePlan:
         seed: seed of their choice.
         protocol: how each is measured.
         grid: widths they take; None to find the device's step by probing.
+        probe: what probing found out, if that has been done; read where there is no grid.
     """
 
     n_candidates: int = 300
@@ -44,6 +46,7 @@ class ProfilePlan:
     seed: int = 0
     protocol: Protocol = PROFILING_PROTOCOL
     grid: Grid | None = None
+    probe: ProbeResult | None = None
 
     def __post_init__(self) -> None:
         if self.n_candidates < 1 or self.n_held_out < 0:
@@ -134,7 +137,7 @@ def _ensure_header(
     probe = None
     grid = plan.grid or (journal.header.grid if journal.header else None)
     if grid is None:
-        probe = worker.probe()
+        probe = plan.probe or worker.probe()
         grid = Grid.from_step(space.structure, probe.step)
     wanted = ProfileHeader(
         fingerprint=fingerprint(settings),

@@ -208,6 +208,34 @@ def trace(out: Path, as_json: bool, **what: Any) -> None:
 
 
 @cli.command()
+@click.option(
+    "--max-width", type=int, default=256, show_default=True, help="Measure from 1 channel to so many."
+)
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Images per inference.")
+@_device
+@_out
+@_json
+@_guarded
+def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: int, provider: str) -> None:
+    """Find this device's channel steps from single convolutions, and draw them. Needs no network, no torch.
+
+    \b
+    Example:
+      trimms probe --out runs/device
+    """
+    from latency.device import DeviceSettings
+    from pruning.device_stages import probe_stage
+
+    settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
+    result = probe_stage(RunDirectory(out), settings, max_width=max_width)
+    _show(result, as_json)
+    if not as_json:
+        for curve in result["staircases"]:
+            cliff = f", fast path at multiples of {curve['cliff']}" if curve["cliff"] > 1 else ""
+            click.echo(f"  steps of {curve['step']:2}  {curve['kind']}{cliff}")
+
+
+@cli.command()
 @_candidates
 @_device
 @_seed

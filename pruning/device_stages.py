@@ -1,18 +1,71 @@
-"""Stages that run on the device: profile, predict, verify. They need no torch."""
+"""Stages that run on the device: probe, profile, predict, verify. They need no torch."""
 
+import json
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from latency.device import DeviceSettings
+from latency.device import DeviceSettings, fingerprint
 from latency.predictor import Predictor
+from latency.probe import KINDS, probe_step
+from latency.probing import DeviceProbe, require_probed_here
 from latency.profiles import read_profile
 from latency.profiling import ProfilePlan, profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.errors import SettingError
+from pruning.files import write_atomically
 from pruning.run import RunDirectory
 from pruning.verify import Verification, certify, verify
+
+NARROWEST_PROBE, WIDEST_PROBE = 96, 1024
+"""Limits of the widths that are probed: below 96 channels a step of 32 cannot show."""
+
+
+def probe_stage(run: RunDirectory, settings: DeviceSettings, *, max_width: int) -> dict[str, Any]:
+    """Measure single convolutions of every width to find the device's channel steps: `probe.json`.
+
+    Where matplotlib is installed it draws them too: `probe.html`.
+
+    Raises:
+        SettingError: `max_width` is too small to show a step.
+    """
+    if not NARROWEST_PROBE <= max_width <= WIDEST_PROBE:
+        raise SettingError(
+            f"--max-width is from {NARROWEST_PROBE} to {WIDEST_PROBE} channels; got {max_width}."
+        )
+    with tqdm(total=len(KINDS) * max_width, desc="probing", unit="net") as bar:
+        result = probe_step(
+            settings,
+            kinds=KINDS,
+            widths=range(1, max_width + 1),
+            progress=lambda done, _: _advance(bar, done),
+        )
+    probe = DeviceProbe(fingerprint(settings), result)
+    write_atomically(run.file("probe.json"), (json.dumps(probe.to_json()) + "\n").encode())
+    page = None
+    if find_spec("matplotlib") and find_spec("jinja2"):
+        from pruning.probe_page import write_probe_page
+
+        page = str(write_probe_page(run.file("probe.html"), probe))
+    return {
+        "device": probe.fingerprint.describe(),
+        "dense_step": result.step.dense,
+        "depthwise_step": result.step.depthwise,
+        "seconds": result.seconds,
+        "staircases": [
+            {"kind": curve.kind, "step": curve.step, "cliff": curve.cliff, "image_px": curve.image_px}
+            for curve in result.staircases
+        ],
+        "probe": str(run.file("probe.json")),
+        "page": page,
+    }
+
+
+def _advance(bar: "tqdm[Any]", done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def profile_stage(
@@ -22,7 +75,9 @@ def profile_stage(
     base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
     batch_size = SearchSpace.load(base).input_shape[0]
     settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
-    plan = ProfilePlan(n_candidates=n_candidates, n_held_out=n_held_out, seed=seed)
+    known = run.file("probe.json")
+    probe = require_probed_here(DeviceProbe.read(known), settings, known) if known.is_file() else None
+    plan = ProfilePlan(n_candidates=n_candidates, n_held_out=n_held_out, seed=seed, probe=probe)
     profile(base, run.file("profile.jsonl"), settings, plan)
     return profile_summary(run)
 

@@ -195,6 +195,34 @@ def curve_plot(
     return _svg(name, 0.6 + 1.9 * len(panels), draw, description)
 
 
+def staircase_plot(
+    widths: Sequence[int], latencies_ms: Sequence[float], *, step: int, name: str, description: str
+) -> str:
+    """SVG of the latency of one kind of convolution at every width.
+
+    Args:
+        widths: channels, [n_points].
+        latencies_ms: latency in ms, [n_points].
+        step: widths worth having are its multiples; they are marked.
+        name: short name, unique on the page.
+        description: what the plot shows, for readers who cannot see it.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        points = np.asarray(widths), np.asarray(latencies_ms)
+        axes.plot(*points, ".", ms=3, color=MUTED, label="width")
+        on_step = points[0] % step == 0
+        axes.plot(
+            points[0][on_step], points[1][on_step], "o", ms=4.5, color=ACCENT, label=f"multiple of {step}"
+        )
+        axes.set(xlim=(0, max(widths) + 1), xlabel="channels", ylabel="latency, ms")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left")
+
+    return _svg(name, 3.4, draw, description)
+
+
 def _draw_panel(axes: Axes, epochs: FloatArray, panel: CurvePanel) -> None:
     values = np.asarray(panel.values, dtype=np.float64)
     known = np.isfinite(values)
