@@ -30,6 +30,7 @@ class ChannelStructure:
         kept: channels that are never pruned, and why.
         tensor_slots: slot of every element of each labelled tensor, broadcastable to its shape.
         removal: what disappears when groups reach width 0.
+        unknown_operators: operators that are not understood where channels meet them, with their nodes.
     """
 
     graph: Graph
@@ -39,6 +40,7 @@ class ChannelStructure:
     kept: tuple[KeptChannels, ...]
     tensor_slots: dict[str, IntArray]
     removal: RemovalAnalysis
+    unknown_operators: tuple[str, ...] = ()
 
 
 def find_channels(graph: Graph) -> ChannelStructure:
@@ -65,6 +67,7 @@ def find_channels(graph: Graph) -> ChannelStructure:
         kept=_kept(state, numbering, classes, reasons),
         tensor_slots=slots,
         removal=removal,
+        unknown_operators=tuple(state.unknown),
     )
 
 

@@ -32,6 +32,7 @@ class Propagation:
         axes: labelled axes of constants, by (constant, axis).
         shared_layouts: label arrays that must stay rectangular, with the reason for tying them.
         opaque: why the output of a node has no labels, by the tensor's name.
+        unknown: operators without a rule that channels meet, with the node: "CumSum ('node_cumsum')".
     """
 
     graph: Graph
@@ -40,6 +41,7 @@ class Propagation:
     axes: dict[tuple[str, int | None], LabelledAxis] = field(default_factory=dict)
     shared_layouts: list[tuple[IntArray, str]] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
     _makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -227,12 +229,18 @@ def _apply(state: Propagation, node: onnx.NodeProto, rules: Mapping[str, Rule]) 
     rule = rules.get(node.op_type)
     if rule is None or node.domain not in ("", "ai.onnx"):
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        state.unknown.append(f"{operator} ('{node.name}'{_module_of(node)})")
         state.pin_inputs(node, f"operator {operator} ('{node.name}') is not understood")
         return
     rule(state, node)
     for name in node.output:
         if name and name in state.labels:
             state.labels[name] = collapse(state.labels[name])
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    paths = [item.value for item in node.metadata_props if item.key == "module" and item.value]
+    return f" in module '{paths[0]}'" if paths else ""
 
 
 def _make_rectangular(state: Propagation) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from latency.channels import ChannelStructure, find_channels
-from latency.errors import WidthError
+from latency.errors import UnsupportedGraphError, WidthError
 from latency.graph import Graph, load_graph, make_graph
 from latency.propagation import OUTPUT
 from latency.structure import ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
@@ -66,6 +66,20 @@ class SearchSpace:
     def kept(self) -> tuple[KeptChannels, ...]:
         """Channels that are never pruned, and why."""
         return self.structure.kept
+
+    def require_understood(self) -> None:
+        """Refuse a network with operators that are not understood where channels meet them.
+
+        Raises:
+            UnsupportedGraphError: there is one; the message names it.
+        """
+        unknown = self.structure.unknown_operators
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UnsupportedGraphError(
+                f"operator {unknown[0]}{more} is not understood where channels meet it. Write it with other "
+                "operators, or give --keep-unknown to keep all channels that it touches."
+            )
 
     @property
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:

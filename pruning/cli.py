@@ -119,6 +119,11 @@ _what = _options(
         show_default=True,
         help="Train the network first, so many epochs.",
     ),
+    click.option(
+        "--keep-unknown",
+        is_flag=True,
+        help="Keep all channels that an operator which is not understood touches, instead of refusing.",
+    ),
 )
 _candidates = _options(
     click.option("--candidates", type=int, default=300, show_default=True, help="Networks to measure."),
@@ -146,6 +151,7 @@ def _settings(
     input_size: str,
     normalisation: str | None,
     train_epochs: int,
+    keep_unknown: bool,
     seed: int,
     batch_size: int | None,
 ) -> RunSettings:
@@ -165,6 +171,7 @@ def _settings(
         train_epochs=train_epochs,
         normalisation=normalisation,
         seed=seed,
+        keep_unknown=keep_unknown,
     )
 
 

@@ -36,6 +36,7 @@ class RunSettings:
         train_epochs: epochs to train the network before pruning; 0 takes it as it is.
         normalisation: name or values of the normalisation; None takes the data's usual one.
         seed: seed of everything random in the run.
+        keep_unknown: keep all channels that an operator which is not understood touches, instead of refusing.
     """
 
     model: str
@@ -46,6 +47,7 @@ class RunSettings:
     train_epochs: int = 0
     normalisation: str | None = None
     seed: int = 0
+    keep_unknown: bool = False
 
     def __post_init__(self) -> None:
         if len(self.input_shape) != 4 or min(self.input_shape) < 1:

@@ -150,7 +150,7 @@ def trace_stage(bench: Workbench) -> dict[str, Any]:
     _require_trained(settings)
     network = bench.new_network()
     require_fit(network, settings.image_size, bench.task.n_classes)
-    space = trace(network, settings.input_shape)
+    space = trace(network, settings.input_shape, keep_unknown=settings.keep_unknown)
     if not space.groups:
         reasons = "; ".join(f"{kept.layer}: {kept.reason}" for kept in space.kept[:5])
         raise SettingError(f"nothing in this network can be pruned ({reasons}).")

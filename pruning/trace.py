@@ -27,7 +27,9 @@ _MODULE_PATH = "pkg.torch.onnx.name_scopes"
 _FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE, onnx_ir.DataType.FLOAT16)
 
 
-def trace(model: nn.Module, input_shape: tuple[int, int, int, int]) -> SearchSpace:
+def trace(
+    model: nn.Module, input_shape: tuple[int, int, int, int], *, keep_unknown: bool = False
+) -> SearchSpace:
     """Search space of a network at one input shape.
 
     BatchNorm stays unfolded, and parameters and buffers keep their `nn.Module` names. Both are lost in the
@@ -37,12 +39,17 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int, int]) -> SearchSpa
     Args:
         model: the network; its training mode and gradients are left as they are.
         input_shape: batch size, channels, height and width of the input.
+        keep_unknown: keep all channels that an operator which is not understood touches, instead of refusing.
 
     Raises:
         TraceError: the network cannot be exported, for example because its control flow depends on data.
         ModelFileError: a shape in the exported graph is not static.
+        UnsupportedGraphError: an operator is not understood where channels meet it.
     """
-    return SearchSpace.from_model(export_base(model, input_shape))
+    space = SearchSpace.from_model(export_base(model, input_shape))
+    if not keep_unknown:
+        space.require_understood()
+    return space
 
 
 def save_base(space: SearchSpace, path: Path) -> None:

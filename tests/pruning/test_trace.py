@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latency.candidate import candidate_model, first_channels
-from latency.errors import ModelFileError
+from latency.errors import ModelFileError, UnsupportedGraphError
 from latency.space import SearchSpace
 from pruning.errors import TraceError
 from pruning.trace import save_base, trace
@@ -171,6 +171,71 @@ def test_a_split_knows_the_module_it_stands_in(mixer: tuple[nn.Module, SearchSpa
         if node.op_type == "Split"
     ]
     assert paths == [["halves"]]
+
+
+class Summing(nn.Module):
+    """Adds up channels along their axis: every channel depends on those before it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.cumsum(dim=1)
+
+
+def summing_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), Summing(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(6, 5),
+    )
+
+
+def test_an_operator_that_is_not_understood_is_refused_with_its_module() -> None:
+    with pytest.raises(
+        UnsupportedGraphError, match=r"operator CumSum \('.*' in module '1'\) is not understood"
+    ):
+        trace(summing_net(), SHAPE)
+
+
+def test_on_demand_only_what_it_touches_is_kept() -> None:
+    space = trace(summing_net(), SHAPE, keep_unknown=True)
+
+    assert {group.name for group in space.groups} == {"2"}
+    assert "operator CumSum" in {row.layer: row.reason for row in space.kept}["0"]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images)
+        return features.mean(dim=(2, 3)) if features.sum() > 0 else features.amax(dim=(2, 3))
+
+
+def test_control_flow_that_depends_on_data_is_refused() -> None:
+    with pytest.raises(
+        TraceError, match=r"Branching cannot be traced at input 1x3x8x8: .*control flow"
+    ) as caught:
+        trace(Branching(), SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+class Selecting(nn.Module):
+    """As many rows as the data says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images).flatten(1)
+        return features[features > 0]
+
+
+def test_shapes_that_depend_on_data_are_refused() -> None:
+    with pytest.raises((TraceError, ModelFileError)) as caught:
+        trace(Selecting(), SHAPE)
+    assert "\n" not in str(caught.value)
 
 
 def test_activations_stay_in_place_where_it_matters() -> None:

@@ -1,0 +1,216 @@
+"""How well is latency predicted from how few measurements? LPNet beside the usual ways.
+
+    python benchmarks/lpnet_accuracy.py                                # every case; an hour or two
+    python benchmarks/lpnet_accuracy.py --cases mobilenet_v2
+
+For each case a profile set is measured with the default settings, 200 held-out networks in two longer passes of
+their own, and networks along a pruner's way from the full width down (scores from the filters' norms). Every
+method is fitted to the first n training candidates and judged by networks it has not seen. The noise floor is
+the error of one pass against the mean of both. Profile sets are kept in data/profiles/DEVICE/CASE; interrupted,
+the same command goes on where it was.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from environment import ROOT, write_results
+from predictors import first_candidates, fit_all
+
+from latency.device import DeviceSettings, fingerprint
+from latency.errors import MeasurementError
+from latency.fitting import fit
+from latency.grid import Grid
+from latency.measure import Protocol
+from latency.metrics import prediction_metrics
+from latency.profiles import ProfileSet
+from latency.profiling import ProfilePlan, profile
+from latency.space import SearchSpace
+from latency.structure import IntArray
+from latency.worker import Worker, WorkerSetup
+from pruning.budget import cut_to_target
+from pruning.export import dense_model, write_onnx
+from pruning.models import load_model
+from pruning.trace import trace
+
+FloatArray = npt.NDArray[np.float64]
+
+HELD_OUT_PROTOCOL = Protocol(min_pairs=48, max_pairs=200, relative_precision=0.004)
+"""Held-out networks are the yardstick: their own error has to be below what it judges."""
+
+PATH_TARGETS = tuple(np.linspace(0.95, 0.45, 20).tolist())
+"""Shares of the dense latency that a pruner passes on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network under one setting.
+
+    Attributes:
+        model: the network, as on the command line.
+        size_px: height and width of its input.
+        threads: threads of one inference.
+        n_train: numbers of training candidates, ascending.
+    """
+
+    model: str
+    size_px: int
+    threads: int
+    n_train: tuple[int, ...]
+
+
+CASES = {
+    "mobilenet_v2": Case("torchvision:mobilenet_v2", 224, 1, (50, 100, 300, 1000)),
+    "resnet34": Case("torchvision:resnet34", 224, 1, (50, 100, 300)),
+    "resnet50": Case("torchvision:resnet50", 224, 1, (50, 100, 300)),
+    "mobilenet_v2-2t": Case("torchvision:mobilenet_v2", 224, 2, (50, 100, 300)),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--cases", default=",".join(CASES), show_default=True, help="Comma-separated.")
+@click.option("--held-out", type=int, default=200, show_default=True, help="Networks to judge by.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(cases: str, held_out: int, seed: int) -> None:
+    """See the module's docstring."""
+    rows: list[dict[str, Any]] = []
+    for name in cases.split(","):
+        rows += examine(name, CASES[name], held_out, seed)
+        click.echo(f"written: {write_results('lpnet_accuracy', rows)}")
+
+
+def examine(name: str, case: Case, n_held_out: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of one case."""
+    settings = DeviceSettings(threads=case.threads)
+    folder = ROOT / "data" / "profiles" / fingerprint(settings).digest / name
+    base = folder / "base.onnx"
+    if not base.is_file():
+        network = load_model(case.model)
+        shape = (1, 3, case.size_px, case.size_px)
+        write_onnx(dense_model(trace(network, shape), network), base)
+    space = SearchSpace.load(base)
+    start = time.perf_counter()
+    plan = ProfilePlan(n_candidates=max(case.n_train), n_held_out=0, seed=seed)
+    train = profile(base, folder / "profile.jsonl", settings, plan)
+    profile_seconds = time.perf_counter() - start
+    judged = _held_out(base, folder / "held_out.jsonl", settings, train, n_held_out, seed)
+    path_widths, path_ms = _optimiser_path(base, space, settings, train, seed)
+    rows = []
+    for n_train in case.n_train:
+        few = first_candidates(train, n_train)
+        start = time.perf_counter()
+        fit(few, space, seed=seed)
+        train_seconds = time.perf_counter() - start
+        for method, predict in fit_all(few, space, seed).items():
+            found = prediction_metrics(predict(judged.widths), judged.latency_ms)
+            on_path = prediction_metrics(predict(path_widths), path_ms)
+            rows.append(
+                {
+                    "device": train.header.fingerprint.describe(),
+                    "model": case.model,
+                    "setting": f"{case.size_px} px, batch 1, {case.threads} thread(s)",
+                    "n_train": len(few.rows),
+                    "method": method,
+                    **found.to_json(),
+                    "path_mape": on_path.mape,
+                    "path_worst": on_path.worst,
+                    "noise_floor_mape": judged.noise_floor_mape,
+                    "dense_ms": train.reference_ms,
+                    "profile_seconds_this_time": profile_seconds,
+                    "train_seconds": train_seconds if method == "LPNet" else None,
+                }
+            )
+            click.echo(
+                f"{name:16} n {n_train:5}  {method:26} MAPE {found.mape:6.2%}  within 5 % {found.within_5:6.1%}  "
+                f"Spearman {found.spearman:.4f}  path {on_path.mape:6.2%}  floor {judged.noise_floor_mape:.2%}"
+            )
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Held-out networks by the clock of the training profile.
+
+    Attributes:
+        widths: [n, n_groups].
+        latency_ms: means of two passes, [n].
+        noise_floor_mape: error of one pass against the mean of both.
+    """
+
+    widths: IntArray
+    latency_ms: FloatArray
+    noise_floor_mape: float
+
+
+def _held_out(
+    base: Path, path: Path, settings: DeviceSettings, train: ProfileSet, n_held_out: int, seed: int
+) -> Judged:
+    # One training candidate is the least a plan has; it is not used.
+    plan = ProfilePlan(
+        n_candidates=1,
+        n_held_out=n_held_out,
+        seed=seed + 1,
+        protocol=HELD_OUT_PROTOCOL,
+        grid=train.header.grid,
+    )
+    found = profile(base, path, settings, plan)
+    arrays = found.arrays("held_out")
+    seen = {row.widths for row in train.ok_rows}
+    new = np.array([tuple(widths) not in seen for widths in arrays.widths.tolist()])
+    latency_ms = arrays.latency_ms * (train.reference_ms / found.reference_ms)
+    return Judged(arrays.widths[new], latency_ms[new], found.noise_floor_mape)
+
+
+def _optimiser_path(
+    base: Path, space: SearchSpace, settings: DeviceSettings, train: ProfileSet, seed: int
+) -> tuple[IntArray, FloatArray]:
+    """Widths that a pruner passes on its way down, measured."""
+    model = fit(train, space, seed=seed).model
+    scores = _norm_scores(space)
+    grid: Grid = train.header.grid
+
+    def predict_ms(widths: npt.ArrayLike) -> FloatArray:
+        with torch.no_grad():
+            return np.asarray(model(torch.from_numpy(np.asarray(widths)).float()), dtype=np.float64)
+
+    chosen: dict[tuple[int, ...], None] = {}
+    for share in PATH_TARGETS:
+        cut = cut_to_target(scores, space, grid, predict_ms, share * train.reference_ms)
+        chosen[cut.widths] = None
+    with Worker(WorkerSetup(base, settings, HELD_OUT_PROTOCOL)) as worker:
+        ratios = [_measured_ratio(worker, widths) for widths in chosen]
+    return np.array(list(chosen)), np.array(ratios) * train.reference_ms
+
+
+def _measured_ratio(worker: Worker, widths: Sequence[int]) -> float:
+    result = worker.measure(tuple(widths))
+    if result.measurement is None:
+        raise MeasurementError(f"widths {list(widths)} could not be measured: {result.error}")
+    return result.measurement.ratio
+
+
+def _norm_scores(space: SearchSpace) -> FloatArray:
+    """Standardised L1 norms of the filters that make each slot, [n_slots]."""
+    n_slots = int(space.full_widths.sum())
+    total = np.zeros(n_slots)
+    for axis in space.parameter_axes:
+        values = space.structure.graph.constants.get(axis.parameter)
+        if axis.role == "out" and values is not None and values.ndim >= 2:
+            norms = np.abs(np.moveaxis(values, axis.axis, 0)).reshape(len(axis.slots), -1).sum(axis=1)
+            known = axis.slots >= 0
+            np.add.at(total, axis.slots[known], norms[known])
+    for group in space.groups:
+        part = total[group.offset : group.offset + group.n_channels]
+        part -= part.mean()
+        part /= part.std() or 1.0
+    return total
+
+
+if __name__ == "__main__":
+    main()
