@@ -67,13 +67,19 @@ class GatedNetwork(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output with the gates as they stand; `widths` then holds the open gates' counts."""
-        return functional_call(self.network, self.gated_parameters(), inputs)
-
-    def gated_parameters(self) -> dict[str, Tensor]:
-        """Gated values of the parameters that read or shift gated channels, by name."""
-        parameters = dict(self.network.named_parameters())
-        gates = self.gate_values(parameters)
+        gates = self.gate_values()
         self.widths = torch.stack([gates[first:last].sum() for first, last in self._ranges])
+        return functional_call(self.network, self.gated_parameters(gates), inputs)
+
+    def gated_parameters(self, gates: Tensor | None = None) -> dict[str, Tensor]:
+        """Gated values of the parameters that read or shift gated channels, by name.
+
+        Args:
+            gates: value of every slot's gate, [n_slots]; None takes the criterion's.
+        """
+        parameters = dict(self.network.named_parameters())
+        if gates is None:
+            gates = self.gate_values(parameters)
         presence = {
             group: _GroupPresence.apply(gates[slice(*self._ranges[group])]) for group in self._removable
         }
@@ -106,10 +112,11 @@ class GatedNetwork(nn.Module):
 
     def gate_values(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Gate of every slot, [n_slots], 0 or 1, differentiable."""
-        scores = self.gates.scores(
-            dict(self.network.named_parameters()) if parameters is None else parameters
-        )
-        return self.gates.open(self._on_grid(scores))
+        if parameters is None:
+            parameters = dict(self.network.named_parameters())
+        device = next(iter(parameters.values())).device
+        with torch.autocast(device.type, enabled=False):  # scores that differ little, sums of many gates
+            return self.gates.open(self._on_grid(self.gates.scores(parameters)))
 
     def _on_grid(self, scores: Tensor) -> Tensor:
         """Scores of which as many are positive in each group as the allowed width nearest to their count.

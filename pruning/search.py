@@ -19,11 +19,15 @@ from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
 from pruning.plan import Plan, make_plan
+from pruning.sensitivity import gate_costs
 from pruning.training import TrainingConfig, TrainingHistory, train
 from pruning.verify import measure_candidate
 
 LARGEST_GRADIENT = 1.0
 """Largest norm of the gradient of each of the gates' parameters (ours)."""
+
+SCORE_TRAVEL = 6.0
+"""Standard deviations of the scores that a group can move during a search, however short (ours)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,6 @@ class SearchOptions:
         epochs: passes over the training images.
         batch_size: images per step.
         lr: largest learning rate of the network's weights.
-        gate_lr: learning rate of the gates' parameters.
         latency_weight: strength of the latency term.
         anneal: share of the search after which the target is the budget.
         distillation: share of the loss that compares with the dense network's scores.
@@ -42,8 +45,7 @@ class SearchOptions:
 
     epochs: int = 4
     batch_size: int = 64
-    lr: float = 0.02
-    gate_lr: float = 0.02
+    lr: float = 0.01
     latency_weight: float = 200.0
     anneal: float = 0.7
     distillation: float = 0.7
@@ -150,8 +152,10 @@ def search_gates(
         title: shown beside a progress bar; None shows none.
     """
     grid = device.predictor.manifest.grid
-    gated = GatedNetwork(network, device.space, WGates(network, device.space), grid)
-    _limit_gradients_(gated.gates)
+    gates = WGates(network, device.space)
+    gated = GatedNetwork(network, device.space, gates, grid)
+    gates.start_from(_worth(gated, task, device, seed), dict(network.named_parameters()))
+    _limit_gradients_(gates)
     config = TrainingConfig(
         epochs=options.epochs,
         learning_rate=options.lr,
@@ -164,7 +168,7 @@ def search_gates(
         task,
         config,
         teacher=teacher,
-        objective=_objective(gated, device, budget_ms, options),
+        objective=_objective(gated, device, budget_ms, options, config, task),
         checkpoint=checkpoint,
         title=title,
     )
@@ -173,29 +177,53 @@ def search_gates(
     return SearchResult(scores, history)
 
 
-def _limit_gradients_(gates: nn.Module) -> None:
-    """Bound the norm of the gates' gradients, in place.
+def _worth(gated: GatedNetwork, task: ImageTask, device: PricedSpace, seed: int) -> Tensor:
+    """Logarithm of what closing each gate costs in loss over what it saves in latency, [n_slots]."""
+    costs = gate_costs(gated, int(device.space.full_widths.sum()), task, seed=seed)
+    full = torch.from_numpy(device.space.full_widths).float().requires_grad_()
+    (saved_ms,) = torch.autograd.grad(device.lpnet(full.unsqueeze(0))[0], full)
+    per_slot = saved_ms.repeat_interleave(torch.from_numpy(device.space.full_widths))
+    floor_cost, floor_ms = 1e-3 * costs.median() + 1e-12, 1e-3 * per_slot.mean() + 1e-12
+    return torch.log((costs + floor_cost) / per_slot.clamp(min=float(floor_ms)))
 
-    Closing a block raises the loss and with it all gradients; unbounded, the next steps close everything.
+
+def _limit_gradients_(gates: WGates) -> None:
+    """Bound the gates' gradients, in place.
+
+    Closing a block raises the loss and with it all gradients; unbounded, the next steps close everything. Of the
+    groups' biases each gradient is divided by its own size plus the mean size: one group that
+    saves much more than the others is pulled no faster than they are, so that worth decides.
     """
 
     def limited(gradient: Tensor) -> Tensor:
         factor: Tensor = LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT)
         return gradient * factor
 
+    def levelled(gradient: Tensor) -> Tensor:
+        return gradient / (gradient.abs() + gradient.abs().mean() + 1e-12)
+
     for parameter in gates.parameters():
-        parameter.register_hook(limited)  # type: ignore[no-untyped-call]
+        hook = levelled if parameter is gates.bias else limited
+        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _objective(
-    gated: GatedNetwork, device: PricedSpace, budget_ms: float, options: SearchOptions
+    gated: GatedNetwork,
+    device: PricedSpace,
+    budget_ms: float,
+    options: SearchOptions,
+    config: TrainingConfig,
+    task: ImageTask,
 ) -> BudgetObjective:
     lpnet = device.lpnet.eval().requires_grad_(False)
     full = torch.from_numpy(device.space.full_widths).float()
     with torch.no_grad():
         dense_ms = float(lpnet(full.unsqueeze(0))[0])
     schedule = BudgetSchedule(dense_ms, budget_ms * SAFETY, options.anneal)
-    return BudgetObjective(gated, LatencyHinge(lpnet, schedule, options.latency_weight), options.gate_lr)
+    n_steps = max(1, options.epochs * task.steps_per_epoch(options.batch_size))
+    # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
+    gate_lr = SCORE_TRAVEL * (1 - config.momentum) / (0.5 * n_steps)
+    return BudgetObjective(gated, LatencyHinge(lpnet, schedule, options.latency_weight), gate_lr)
 
 
 def cut_within(

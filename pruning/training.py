@@ -31,6 +31,9 @@ class TrainingConfig:
         warm_up: share of the steps during which the learning rate rises.
         momentum: of SGD with Nesterov's momentum.
         weight_decay: of weights; not of biases, norms or gates.
+        largest_gradient: norm to which the gradient of all the network's weights together is bounded. Trained
+            networks differ in how steep they are: MobileNetV2 with weights dequantised from 8 bits has norms
+            of 40 and falls apart at rates that others recover best at.
         label_smoothing: of the cross-entropy.
         distillation: share of the teacher in the loss, in [0, 1], where there is a teacher.
         temperature: softness of the teacher's scores.
@@ -43,6 +46,7 @@ class TrainingConfig:
     warm_up: float = 0.15
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    largest_gradient: float = 1.0
     label_smoothing: float = 0.0
     distillation: float = 0.7
     temperature: float = 3.0
@@ -56,7 +60,7 @@ class TrainingConfig:
             _require(name, getattr(self, name), getattr(self, name) >= lowest, f"{lowest} or more")
         for name in ("warm_up", "momentum", "label_smoothing"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "largest_gradient", "temperature"):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
         _require("distillation", self.distillation, 0 <= self.distillation <= 1, "between 0 and 1")
 
@@ -248,6 +252,8 @@ class _Loop:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        own = [p for group in self.optimiser.param_groups if group["own"] for p in group["params"]]
+        nn.utils.clip_grad_norm_(own, self.config.largest_gradient)
         self.optimiser.step()
         return value
 
@@ -292,11 +298,11 @@ def _optimiser(
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     own = [p for p in network.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
-        {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay, "own": True},
+        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0, "own": True},
         *groups,
     ]
-    groups = [{"lr": config.learning_rate, **group} for group in groups if group["params"]]
+    groups = [{"lr": config.learning_rate, "own": False, **group} for group in groups if group["params"]]
     optimiser = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0
     )

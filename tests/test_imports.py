@@ -33,6 +33,7 @@ LAYERS = {
         ("accuracy", "precision"),
         ("training",),
         ("finetune", "gates"),
+        ("sensitivity",),
         ("criteria",),
         ("budget", "correction", "objective", "plan", "splits", "surgery"),
         ("export", "verify"),

@@ -75,3 +75,17 @@ def test_scores_depend_on_the_weights_differentiably(
 
     assert residual_net.stem.weight.grad is not None
     assert gates.weights[0].grad is not None
+
+
+def test_gates_start_ranked_by_worth(residual_net: nn.Module, residual_space: SearchSpace) -> None:
+    gates = WGates(residual_net, residual_space)
+    n_slots = int(residual_space.full_widths.sum())
+    worth = torch.randn(n_slots, generator=torch.Generator().manual_seed(3))
+    worth[8:] -= 2.0  # the second group as a whole is worth less
+
+    gates.start_from(worth, parameters_of(residual_net))
+
+    scores = gates.scores(parameters_of(residual_net)).detach()
+    assert torch.corrcoef(torch.stack([scores, worth]))[0, 1] > 0.98
+    torch.testing.assert_close(scores.mean(), torch.tensor(INITIAL_BIAS), rtol=0.02, atol=0)
+    assert scores[8:].mean() < scores[:8].mean() - 1
