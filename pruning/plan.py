@@ -32,6 +32,8 @@ class ModuleChange:
             channels in code (option A shortcuts); None for all others.
         splits: for each split or chunk that the module's own `forward` calls, in order, the sizes of its parts;
             None where they stay as the code says.
+        ranges: for each range of channels that the module's own `forward` slices: channels there were, first and
+            end of the range, and both as they are now.
     """
 
     path: str
@@ -40,6 +42,7 @@ class ModuleChange:
     replaced_by: str | None = None
     select: tuple[int, ...] | None = None
     splits: tuple[tuple[int, ...] | None, ...] = ()
+    ranges: tuple[tuple[int, int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,8 @@ def _change_record(change: ModuleChange) -> dict[str, Any]:
         record["select"] = list(change.select)
     if change.splits:
         record["splits"] = [None if sizes is None else list(sizes) for sizes in change.splits]
+    if change.ranges:
+        record["ranges"] = [list(moved) for moved in change.ranges]
     return record
 
 
@@ -161,4 +166,10 @@ def _change_from(record: Mapping[str, Any]) -> ModuleChange:
         replaced_by=record.get("replaced_by"),
         select=None if select is None else tuple(select),
         splits=tuple(None if sizes is None else tuple(sizes) for sizes in record.get("splits", ())),
+        ranges=tuple(_range(moved) for moved in record.get("ranges", ())),
     )
+
+
+def _range(values: list[int]) -> tuple[int, int, int, int, int]:
+    size, first, end, new_first, new_end = (int(value) for value in values)
+    return size, first, end, new_first, new_end

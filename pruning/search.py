@@ -1,11 +1,13 @@
 """The search trains a gated network under the budget; the cut keeps its best channels, corrected by measuring."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latency.lpnet import LatencyModel
@@ -16,6 +18,7 @@ from pruning.budget import Choice, FloatArray, cut_to_target
 from pruning.correction import SAFETY, meet_budget
 from pruning.criteria.wgates import WGates
 from pruning.data import ImageTask
+from pruning.files import write_atomically
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
 from pruning.plan import Plan, make_plan
@@ -154,7 +157,8 @@ def search_gates(
     grid = device.predictor.manifest.grid
     gates = WGates(network, device.space)
     gated = GatedNetwork(network, device.space, gates, grid)
-    gates.start_from(_worth(gated, task, device, seed), dict(network.named_parameters()))
+    worth = _stored(checkpoint, lambda: _worth(gated, task, device, seed, title))
+    gates.start_from(worth, dict(network.named_parameters()))
     _limit_gradients_(gates)
     config = TrainingConfig(
         epochs=options.epochs,
@@ -177,9 +181,23 @@ def search_gates(
     return SearchResult(scores, history)
 
 
-def _worth(gated: GatedNetwork, task: ImageTask, device: PricedSpace, seed: int) -> Tensor:
+def _stored(checkpoint: Path | None, compute: Callable[[], Tensor]) -> Tensor:
+    """The worth of all slots, from beside the checkpoint where it is there.
+
+    A resumed search has to start as the interrupted one did, to the last bit.
+    """
+    if checkpoint is None:
+        return compute()
+    path = checkpoint.with_name(f"{checkpoint.stem}-worth.safetensors")
+    if not path.is_file():
+        write_atomically(path, save({"worth": compute()}))
+    return load(path.read_bytes())["worth"]
+
+
+def _worth(gated: GatedNetwork, task: ImageTask, device: PricedSpace, seed: int, title: str | None) -> Tensor:
     """Logarithm of what closing each gate costs in loss over what it saves in latency, [n_slots]."""
-    costs = gate_costs(gated, int(device.space.full_widths.sum()), task, seed=seed)
+    title = None if title is None else f"{title}: what gates cost"
+    costs = gate_costs(gated, int(device.space.full_widths.sum()), task, seed=seed, title=title)
     full = torch.from_numpy(device.space.full_widths).float().requires_grad_()
     (saved_ms,) = torch.autograd.grad(device.lpnet(full.unsqueeze(0))[0], full)
     per_slot = saved_ms.repeat_interleave(torch.from_numpy(device.space.full_widths))

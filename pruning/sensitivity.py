@@ -11,10 +11,13 @@ not to take the given ones, and to soften them are ours). The expectation is tak
 expected gradient is 0, the square of a batch's mean gradient times its size is an unbiased estimate.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
@@ -30,6 +33,7 @@ def gate_costs(
     batch_size: int = 32,
     temperature: float = 3.0,
     seed: int = 0,
+    title: str | None = None,
 ) -> Tensor:
     """Estimated rise of the distillation loss for each gate that closes alone, [n_slots], at least 0.
 
@@ -41,13 +45,16 @@ def gate_costs(
         batch_size: images per gradient.
         temperature: of the distillation.
         seed: seed of the drawn labels.
+        title: shown beside a progress bar; None shows none.
     """
     device = next(gated.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     modes = {module: module.training for module in gated.modules()}
     gated.eval()
     total, n_batches = torch.zeros(n_slots), 0
-    for batch in task.calibration_batches(n_images, batch_size):
+    n_expected = math.ceil(min(n_images, task.n_train) / batch_size)
+    batches = task.calibration_batches(n_images, batch_size)
+    for batch in tqdm(batches, title, n_expected, unit="step", leave=False, disable=title is None):
         gates = torch.ones(n_slots, device=device, requires_grad=True)
         values = gated.gated_parameters(gates)
         scores = class_scores(functional_call(gated.network, values, (batch.images.to(device),)))

@@ -1,4 +1,4 @@
-"""Networks that split channels in code, into parts of other sizes than the code says."""
+"""Networks that split or slice channels in code, at other places than the code says."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 Sizes = tuple[int, ...] | None
 
+Range = tuple[int, int, int, int, int]
+"""A range of channels cut out in code: the channels there were, first and end of the range, and both as they are
+now."""
+
 _SPLITTING: tuple[Callable[..., Any], ...] = (
     *(torch.chunk, torch.split, torch.tensor_split),
     *(Tensor.chunk, Tensor.split, Tensor.split_with_sizes, Tensor.tensor_split),
@@ -18,21 +22,21 @@ _SPLITTING: tuple[Callable[..., Any], ...] = (
 
 
 class _Active(threading.local):
-    """The innermost module whose splits are changed, for each thread."""
+    """The modules whose splits are changed, the innermost last, for each thread."""
 
     def __init__(self) -> None:
-        self.modes: list[_PartSizes] = []
+        self.modes: list[_OtherPlaces] = []
 
 
 _ACTIVE = _Active()
 
 
-class _PartSizes(TorchFunctionMode):
-    """Gives the splits of one call of a module's `forward` their sizes, in order."""
+class _OtherPlaces(TorchFunctionMode):
+    """Gives the splits of one call of a module's `forward` their sizes, in order, and its slices their ranges."""
 
-    def __init__(self, module: str, sizes: Sequence[Sizes]) -> None:
+    def __init__(self, module: str, sizes: Sequence[Sizes], ranges: Sequence[Range]) -> None:
         super().__init__()
-        self._module, self._n_expected = module, len(sizes)
+        self._module, self._n_expected, self._ranges = module, len(sizes), ranges
         self._sizes: Iterator[Sizes] = iter(sizes)
         self._n_called = 0
 
@@ -62,7 +66,11 @@ class _PartSizes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _SPLITTING or _ACTIVE.modes[-1] is not self:
+        if _ACTIVE.modes[-1] is not self:
+            return func(*args, **kwargs)
+        if func is Tensor.__getitem__:
+            return args[0][self._moved(args[1])]
+        if func not in _SPLITTING:
             return func(*args, **kwargs)
         self._n_called += 1
         sizes = next(self._sizes, None)
@@ -75,28 +83,48 @@ class _PartSizes(TorchFunctionMode):
         first = tensor.shape[dim] - sum(sizes[1:])
         return torch.split(tensor, [first, *sizes[1:]], dim)
 
+    def _moved(self, index: Any) -> Any:
+        """The index with its range of channels where that now lies."""
+        if not (isinstance(index, tuple) and len(index) > 1 and isinstance(index[1], slice)):
+            return index
+        if any(isinstance(bound, Tensor) for bound in (index[1].start, index[1].stop)):
+            return index
+        for size, first, end, new_first, new_end in self._ranges:
+            if index[1].indices(size) == (first, end, 1):
+                return (index[0], slice(new_first, new_end), *index[2:])
+        return index
+
 
 class SplitsChannels(nn.Module):
-    """Mixed into a module's class: its own splits, in the order of the calls, have other sizes.
+    """Mixed into a module's class: its own splits and slices of channels are at other places.
 
     Attributes:
-        part_sizes: sizes of the parts of each split; None where they stay as the code says.
+        part_sizes: sizes of the parts of each split, in the order of the calls; None where they stay as the
+            code says.
+        channel_ranges: ranges of channels that move.
     """
 
     part_sizes: tuple[Sizes, ...] = ()
+    channel_ranges: tuple[Range, ...] = ()
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """The module's own `forward`."""
-        with _PartSizes(type(self).__name__, self.part_sizes):
+        with _OtherPlaces(type(self).__name__, self.part_sizes, self.channel_ranges):
             return super().forward(*arguments, **named)
 
 
-def set_part_sizes_(module: nn.Module, sizes: Sequence[Sizes]) -> None:
-    """Change the sizes of the parts that a module splits into, in place; names and weights stay.
+def split_elsewhere_(module: nn.Module, sizes: Sequence[Sizes], ranges: Sequence[Range] = ()) -> None:
+    """Change where a module splits and slices channels, in place; names and weights stay.
 
     A module within it that splits too needs its own sizes, if only `None`, or its splits count as the outer one's.
+
+    Args:
+        module: the module whose own `forward` does so.
+        sizes: sizes of the parts of each split, in the order of the calls; None where they stay.
+        ranges: ranges of channels that are sliced, as they were and as they are now.
     """
     kind = type(module)
     if not issubclass(kind, SplitsChannels):
         module.__class__ = type(kind.__name__, (SplitsChannels, kind), {"__module__": kind.__module__})
     module.part_sizes = tuple(sizes)  # type: ignore[assignment]
+    module.channel_ranges = tuple(ranges)  # type: ignore[assignment]

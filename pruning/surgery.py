@@ -6,18 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latency.candidate import kept_along, kept_slots
 from latency.graph import Graph, attribute
-from latency.operators import pad_amounts
+from latency.operators import pad_amounts, slice_ranges
 from latency.space import SearchSpace
 from latency.structure import FIXED
 from pruning.errors import PlanError
 from pruning.plan import ModuleChange, Plan
-from pruning.splits import set_part_sizes_
+from pruning.splits import Range, Sizes, split_elsewhere_
 
 
 class RemovedConv2d(nn.Module):
@@ -137,8 +138,8 @@ def apply_changes_(model: nn.Module, changes: Iterable[ModuleChange]) -> None:
             setattr(module, name, value)
         for name, shape in change.shapes.items():
             _set_tensor_(module, name, getattr(module, name).new_empty(shape))
-        if change.splits:
-            set_part_sizes_(module, change.splits)
+        if change.splits or change.ranges:
+            split_elsewhere_(module, change.splits, change.ranges)
         if change.select is not None:
             _set_module_(model, change.path, SelectChannels(module, change.select))
 
@@ -282,23 +283,55 @@ def _selections(
 def _splits(
     space: SearchSpace, mask: np.ndarray[tuple[int], np.dtype[np.bool_]], gone: frozenset[int]
 ) -> list[ModuleChange]:
-    """Sizes of the parts into which modules split the channel axis in code, where any of them changes."""
+    """Where modules split and slice the channel axis in code, where any of that changes."""
     graph = space.structure.graph
-    sizes: dict[str, list[tuple[int, ...] | None]] = {}
+    sizes: dict[str, list[Sizes]] = {}
+    ranges: dict[str, list[Range]] = {}
     for index, node in enumerate(graph.nodes):
-        if node.op_type != "Split":
-            continue
-        axis = attribute(node, "axis", 0)
-        before = [graph.shapes[name][axis] for name in node.output]
-        after = [int(kept_along(space.structure, mask, name, axis).sum()) for name in node.output]
-        if index in gone:
-            after = [0] * len(before)
-        path = next((item.value for item in node.metadata_props if item.key == "module"), None)
-        if path is None and after != before:
-            raise PlanError(
-                f"Split '{node.name}' stands in no known module; move it into a module of its own."
-            )
-        sizes.setdefault(path or "", []).append(None if after == before else tuple(after))
-    if not any(part is not None for parts_ in sizes.values() for part in parts_):
+        if node.op_type == "Split":
+            sizes.setdefault(_module_of(node), []).append(_part_sizes(space, node, mask, index in gone))
+        elif node.op_type == "Slice" and index not in gone:
+            ranges.setdefault(_module_of(node), []).extend(_moved_ranges(space, node, mask))
+    paths = [path for path, parts in sizes.items() if any(part is not None for part in parts)]
+    paths += [path for path, moved in ranges.items() if moved]
+    if not paths:
         return []
-    return [ModuleChange(path, splits=tuple(parts_)) for path, parts_ in sizes.items()]
+    if "?" in paths:
+        raise PlanError("channels are split outside any known module; move that into a module of its own.")
+    return [
+        ModuleChange(path, splits=tuple(sizes.get(path, ())), ranges=tuple(ranges.get(path, ())))
+        for path in dict.fromkeys([*sizes, *ranges])
+        if path != "?" and (sizes.get(path) or ranges.get(path))
+    ]
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    return next((item.value for item in node.metadata_props if item.key == "module"), "?")
+
+
+def _part_sizes(
+    space: SearchSpace,
+    node: onnx.NodeProto,
+    mask: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    is_gone: bool,
+) -> Sizes:
+    axis = attribute(node, "axis", 0)
+    before = tuple(space.structure.graph.shapes[name][axis] for name in node.output)
+    if is_gone:
+        return (0,) * len(before)
+    after = tuple(int(kept_along(space.structure, mask, name, axis).sum()) for name in node.output)
+    return None if after == before else after
+
+
+def _moved_ranges(
+    space: SearchSpace, node: onnx.NodeProto, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> list[Range]:
+    graph = space.structure.graph
+    if any(name not in graph.constants for name in node.input[1:] if name):
+        return []
+    cut = slice_ranges(node, graph).get(1)
+    size = graph.shapes[node.input[0]][1]
+    first, end, step = (cut or slice(None)).indices(size)
+    kept = kept_along(space.structure, mask, node.input[0], 1)
+    moved = int(kept[:first].sum()), int(kept[:end].sum())
+    return [] if cut is None or step != 1 or moved == (first, end) else [(size, first, end, *moved)]

@@ -13,7 +13,7 @@ from pruning.criteria.wgates import WGates
 from pruning.data import ImageTask, load_data
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
-from pruning.search import BudgetObjective
+from pruning.search import BudgetObjective, _limit_gradients_, _stored
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
 
@@ -133,3 +133,27 @@ class _Stopping(BudgetObjective):
         if self._stop is not None and progress >= self._stop / 3:
             raise KeyboardInterrupt
         return super().penalty(progress)
+
+
+def test_a_resumed_search_starts_from_the_same_worth(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state-0.safetensors"
+    first = _stored(checkpoint, lambda: torch.arange(3.0))
+
+    again = _stored(checkpoint, lambda: torch.zeros(3))
+
+    assert torch.equal(again, first)
+    assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
+
+
+def test_no_group_is_pulled_much_faster_than_the_others() -> None:
+    torch.manual_seed(0)
+    network = DigitsNet()
+    gates = WGates(network, trace(network, (1, 3, 16, 16)))
+    gates.bias = nn.Parameter(torch.zeros(4))
+    _limit_gradients_(gates)
+
+    (gates.bias * torch.tensor([1.0, 10.0, -1000.0, 0.0])).sum().backward()
+
+    assert gates.bias.grad is not None
+    assert gates.bias.grad.abs().max() < 1
+    assert gates.bias.grad.sign().tolist() == [1, 1, -1, 0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.splits import set_part_sizes_
+from pruning.splits import split_elsewhere_
 
 
 class _Inner(nn.Module):
@@ -35,8 +35,8 @@ def channels(tensor: Tensor) -> list[float]:
 
 def test_each_module_counts_its_own_splits() -> None:
     network = _Outer()
-    set_part_sizes_(network, [(2, 4), (5, 1)])
-    set_part_sizes_(network.inner, [(1, 5)])
+    split_elsewhere_(network, [(2, 4), (5, 1)])
+    split_elsewhere_(network.inner, [(1, 5)])
 
     first, second, inner, third, fourth = network(IMAGES)
 
@@ -47,8 +47,8 @@ def test_each_module_counts_its_own_splits() -> None:
 
 def test_splits_without_new_sizes_stay_as_the_code_says() -> None:
     network = _Outer()
-    set_part_sizes_(network, [None, (4, 2)])
-    set_part_sizes_(network.inner, [None])
+    split_elsewhere_(network, [None, (4, 2)])
+    split_elsewhere_(network.inner, [None])
 
     first, _, inner, third, _ = network(IMAGES)
 
@@ -59,7 +59,7 @@ def test_splits_without_new_sizes_stay_as_the_code_says() -> None:
 
 def test_a_part_may_be_empty() -> None:
     network = _Inner()
-    set_part_sizes_(network, [(6, 0)])
+    split_elsewhere_(network, [(6, 0)])
 
     assert channels(network(IMAGES)) == [0, 1, 2, 3, 4, 5]
 
@@ -68,7 +68,7 @@ def test_names_of_weights_and_the_class_stay() -> None:
     network = _Outer()
     names = list(network.state_dict())
 
-    set_part_sizes_(network, [(2, 4), (5, 1)])
+    split_elsewhere_(network, [(2, 4), (5, 1)])
 
     assert list(network.state_dict()) == names
     assert isinstance(network, _Outer)
@@ -79,14 +79,14 @@ def test_names_of_weights_and_the_class_stay() -> None:
 def test_other_modules_of_the_class_stay_as_they_are() -> None:
     changed, other = _Inner(), _Inner()
 
-    set_part_sizes_(changed, [(1, 5)])
+    split_elsewhere_(changed, [(1, 5)])
 
     assert channels(other(IMAGES)) == [3, 4, 5, 0, 1, 2]
 
 
 def test_a_forward_that_splits_more_often_than_it_did_is_refused() -> None:
     network = _Inner()
-    set_part_sizes_(network, [(1, 5), (2, 4)])
+    split_elsewhere_(network, [(1, 5), (2, 4)])
 
     with pytest.raises(RuntimeError, match="_Inner splits 1 times; it did so 2 times when traced"):
         network(IMAGES)
@@ -94,10 +94,26 @@ def test_a_forward_that_splits_more_often_than_it_did_is_refused() -> None:
 
 def test_an_exported_program_has_the_new_sizes() -> None:
     network = _Outer().eval()
-    set_part_sizes_(network, [(2, 4), (5, 1)])
-    set_part_sizes_(network.inner, [(1, 5)])
+    split_elsewhere_(network, [(2, 4), (5, 1)])
+    split_elsewhere_(network.inner, [(1, 5)])
 
     program = torch.export.export(network, (IMAGES,)).module()
 
     for found, wanted in zip(program(IMAGES), network(IMAGES), strict=True):
         assert torch.equal(found, wanted)
+
+
+class _Slicing(nn.Module):
+    """Adds to its first channels, then keeps the others, as in ReXNet."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        positions = images[:, :, 0:, :]
+        return torch.cat([positions[:, 0:4] + 10, positions[:, -2:], positions[:, :1, 0].unsqueeze(2)], dim=1)
+
+
+def test_slices_of_channels_are_cut_where_they_now_lie() -> None:
+    network = _Slicing()
+    images = IMAGES[:, [0, 2, 3, 5]]  # of six channels, two of the first four and one of the last two went
+    split_elsewhere_(network, [], [(6, 0, 4, 0, 3), (6, 4, 6, 3, 4), (6, 0, 1, 0, 1)])
+
+    assert channels(network(images)) == [10, 12, 13, 5, 0]

@@ -176,6 +176,50 @@ def test_channels_split_in_code_are_split_where_they_now_lie(
     np.testing.assert_allclose(scores, onnx_scores(space, kept, images), rtol=1e-4, atol=1e-5)
 
 
+class _PartlyResidual(nn.Module):
+    """Adds the shortcut to its first channels only, as in ReXNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 10, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        made = self.conv(images)
+        return torch.cat([made[:, 0:4] + images, made[:, 4:]], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("stem", "rest"), [([0, 1], [0, 5]), ([1, 2, 3], [4]), ([0, 1, 2, 3], [0, 1])], ids=str
+)
+def test_channels_sliced_in_code_are_sliced_where_they_now_lie(
+    stem: list[int], rest: list[int], tmp_path: Path
+) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), _PartlyResidual(), nn.ReLU()),
+            *(nn.Conv2d(10, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+
+    network = make().eval()
+    space = trace(network, (1, 3, 6, 6))
+    chosen = {"0": stem, "2.conv": rest}
+    kept = positions(*[chosen[group.name] for group in space.groups])
+    images = torch.randn(1, 3, 6, 6)
+
+    slimmed, plan = slim(network, space, make_plan(space, kept))
+    plan.write(tmp_path / "plan.json")
+    save_file(slimmed.state_dict(), tmp_path / "pruned.safetensors")
+    rebuilt = load_slim(make, tmp_path / "plan.json", tmp_path / "pruned.safetensors")
+    program = torch.export.export(slimmed, (images,)).module()
+
+    with torch.no_grad():
+        scores = slimmed(images).numpy()
+        assert torch.equal(rebuilt(images), slimmed(images))
+        np.testing.assert_allclose(program(images).numpy(), scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores, onnx_scores(space, kept, images), rtol=1e-4, atol=1e-5)
+
+
 def test_a_plan_of_another_network_is_refused(residual_net: nn.Module, residual_space: SearchSpace) -> None:
     plan = Plan("0" * 64, {"stem": (0,)}, {"stem": 8})
 
