@@ -102,7 +102,10 @@ def _measure_afresh(
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(_measure_sessions, candidate, reference, settings, protocol).result()
     except BrokenProcessPool as error:
-        raise MeasurementError("the measuring process ended by itself; is there enough memory?") from error
+        raise MeasurementError(
+            "the measuring process ended by itself. Is there enough memory? A script of your own has to measure "
+            "below `if __name__ == '__main__':`, since measuring starts a process that imports it."
+        ) from error
 
 
 def _measure_sessions(
