@@ -65,7 +65,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("vit_b_16", "swin_t", "swin_v2_t"),
     ),
     "timm": (
-        *("bninception", "cspresnet50", "cspdarknet53", "darknet53", "dla34", "dpn68", "ese_vovnet19b_dw"),
+        *("cspresnet50", "cspdarknet53", "darknet53", "dla34", "dpn68", "ese_vovnet19b_dw"),
         *("efficientvit_b0", "fastvit_t8", "fbnetc_100", "gernet_s", "ghostnet_100", "ghostnetv2_100"),
         *("hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "inception_v4"),
         *(

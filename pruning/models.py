@@ -101,9 +101,12 @@ def _trial_scores(model: nn.Module, input_size: tuple[int, ...]) -> Tensor:
 def _from_torchvision(name: str, n_classes: int | None) -> nn.Module:
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
+    segmenting = torchvision.models.list_models(module=torchvision.models.segmentation)
+    known = [*torchvision.models.list_models(module=torchvision.models), *segmenting]
     _require_known("torchvision", name, known)
     options: dict[str, Any] = dict(_TORCHVISION_OPTIONS.get(name, {}))
+    if name in segmenting:
+        options["weights_backbone"] = None
     if n_classes is not None:
         options["num_classes"] = n_classes
     return _built(f"torchvision:{name}", lambda: torchvision.models.get_model(name, weights=None, **options))

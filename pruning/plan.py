@@ -33,7 +33,8 @@ class ModuleChange:
         splits: for each split or chunk that the module's own `forward` calls, in order, the sizes of its parts;
             None where they stay as the code says.
         ranges: for each range of channels that the module's own `forward` slices: channels there were, first and
-            end of the range, and both as they are now.
+            end of the range, and all three as they are now.
+        may_be_empty: whether the module's own `forward` pools or resizes images without channels.
     """
 
     path: str
@@ -42,7 +43,8 @@ class ModuleChange:
     replaced_by: str | None = None
     select: tuple[int, ...] | None = None
     splits: tuple[tuple[int, ...] | None, ...] = ()
-    ranges: tuple[tuple[int, int, int, int, int], ...] = ()
+    ranges: tuple[tuple[int, int, int, int, int, int], ...] = ()
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ def _change_record(change: ModuleChange) -> dict[str, Any]:
         record["splits"] = [None if sizes is None else list(sizes) for sizes in change.splits]
     if change.ranges:
         record["ranges"] = [list(moved) for moved in change.ranges]
+    if change.may_be_empty:
+        record["may_be_empty"] = True
     return record
 
 
@@ -167,9 +171,10 @@ def _change_from(record: Mapping[str, Any]) -> ModuleChange:
         select=None if select is None else tuple(select),
         splits=tuple(None if sizes is None else tuple(sizes) for sizes in record.get("splits", ())),
         ranges=tuple(_range(moved) for moved in record.get("ranges", ())),
+        may_be_empty=bool(record.get("may_be_empty", False)),
     )
 
 
-def _range(values: list[int]) -> tuple[int, int, int, int, int]:
-    size, first, end, new_first, new_end = (int(value) for value in values)
-    return size, first, end, new_first, new_end
+def _range(values: list[int]) -> tuple[int, int, int, int, int, int]:
+    size, first, end, new_size, new_first, new_end = (int(value) for value in values)
+    return size, first, end, new_size, new_first, new_end

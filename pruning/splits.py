@@ -1,24 +1,40 @@
-"""Networks that split or slice channels in code, at other places than the code says."""
+"""Networks that split or slice channels in code, at other places than the code says, or pool none at all."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 Sizes = tuple[int, ...] | None
 
-Range = tuple[int, int, int, int, int]
-"""A range of channels cut out in code: the channels there were, first and end of the range, and both as they are
-now."""
+Range = tuple[int, int, int, int, int, int]
+"""A range of channels cut out in code: the channels there were, first and end of the range, and all three as they
+are now."""
 
 _SPLITTING: tuple[Callable[..., Any], ...] = (
     *(torch.chunk, torch.split, torch.tensor_split),
     *(Tensor.chunk, Tensor.split, Tensor.split_with_sizes, Tensor.tensor_split),
 )
+
+
+_REFUSES_NONE: tuple[Callable[..., Any], ...] = (
+    *(
+        F.interpolate,
+        F.pad,
+        F.conv2d,
+        F.max_pool2d,
+        F.avg_pool2d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d,
+    ),
+)
+"""Functions that work on each channel by itself (`conv2d` where it blurs) and refuse images without channels."""
 
 
 class _Active(threading.local):
@@ -39,6 +55,7 @@ class _OtherPlaces(TorchFunctionMode):
         self._module, self._n_expected, self._ranges = module, len(sizes), ranges
         self._sizes: Iterator[Sizes] = iter(sizes)
         self._n_called = 0
+        self._turns: Counter[tuple[int | None, int | None, int]] = Counter()
 
     def __enter__(self) -> Self:
         _ACTIVE.modes.append(self)
@@ -69,7 +86,9 @@ class _OtherPlaces(TorchFunctionMode):
         if _ACTIVE.modes[-1] is not self:
             return func(*args, **kwargs)
         if func is Tensor.__getitem__:
-            return args[0][self._moved(args[1])]
+            return args[0][self._moved(args[0], args[1])]
+        if func in _REFUSES_NONE and args[0].shape[1] == 0:
+            return _of_no_channels(func, args, kwargs)
         if func not in _SPLITTING:
             return func(*args, **kwargs)
         self._n_called += 1
@@ -79,24 +98,42 @@ class _OtherPlaces(TorchFunctionMode):
         named = dict(zip(("tensor", "parts", "dim"), args, strict=False)) | kwargs
         tensor: Tensor = named["input" if "input" in named else "tensor"]
         dim: int = named.get("dim", 0)
-        # In a branch that was removed the tensor stands for none; its first part is all of it.
-        first = tensor.shape[dim] - sum(sizes[1:])
-        return torch.split(tensor, [first, *sizes[1:]], dim)
+        return torch.split(tensor, list(sizes), dim)
 
-    def _moved(self, index: Any) -> Any:
+    def _moved(self, tensor: Tensor, index: Any) -> Any:
         """The index with its range of channels where that now lies."""
         if not (isinstance(index, tuple) and len(index) > 1 and isinstance(index[1], slice)):
             return index
-        if any(isinstance(bound, Tensor) for bound in (index[1].start, index[1].stop)):
+        asked = index[1]
+        if any(isinstance(bound, Tensor) for bound in (asked.start, asked.stop)):
             return index
-        for size, first, end, new_first, new_end in self._ranges:
-            if index[1].indices(size) == (first, end, 1):
-                return (index[0], slice(new_first, new_end), *index[2:])
-        return index
+        matching = [
+            (new_first, new_end)
+            for size, first, end, new_size, new_first, new_end in self._ranges
+            if asked.indices(size) == (first, end, 1) and new_size == tensor.shape[1]
+        ]
+        if not matching:
+            return index
+        # Several tensors of one size, sliced by the same numbers: in the order of the calls.
+        key = asked.start, asked.stop, tensor.shape[1]
+        turn = self._turns[key]
+        self._turns[key] += 1
+        return (index[0], slice(*matching[turn % len(matching)]), *index[2:])
+
+
+def _of_no_channels(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function makes of images without channels: none either, of the size that it would give others."""
+    images, n_channels = args[0], 1
+    if func is F.conv2d:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        n_channels = weight.shape[1] * groups
+    others = images.new_zeros(images.shape[0], n_channels, *images.shape[2:])
+    return func(others, *args[1:], **kwargs)[:, :0]
 
 
 class SplitsChannels(nn.Module):
-    """Mixed into a module's class: its own splits and slices of channels are at other places.
+    """Mixed into a module's class: its own splits and slices are at other places, images may have no channels.
 
     Attributes:
         part_sizes: sizes of the parts of each split, in the order of the calls; None where they stay as the
@@ -115,6 +152,8 @@ class SplitsChannels(nn.Module):
 
 def split_elsewhere_(module: nn.Module, sizes: Sequence[Sizes], ranges: Sequence[Range] = ()) -> None:
     """Change where a module splits and slices channels, in place; names and weights stay.
+
+    Its own poolings then also take images without channels.
 
     A module within it that splits too needs its own sizes, if only `None`, or its splits count as the outer one's.
 

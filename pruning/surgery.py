@@ -6,19 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latency.candidate import kept_along, kept_slots
-from latency.graph import Graph, attribute
-from latency.operators import pad_amounts, slice_ranges
+from latency.candidate import kept_slots
 from latency.space import SearchSpace
 from latency.structure import FIXED
 from pruning.errors import PlanError
+from pruning.module_changes import module_changes
 from pruning.plan import ModuleChange, Plan
-from pruning.splits import Range, Sizes, split_elsewhere_
+from pruning.splits import split_elsewhere_
 
 
 class RemovedConv2d(nn.Module):
@@ -83,16 +81,16 @@ def slim(model: nn.Module, space: SearchSpace, plan: Plan) -> tuple[nn.Module, P
     """
     mask = kept_slots(space, plan.positions(space))
     slimmed = copy.deepcopy(model)
-    changes = _changes(slimmed, space, plan, mask)
+    changes = module_changes(slimmed, space, plan, mask)
     tensors: dict[str, Tensor] = {
         **dict(slimmed.named_parameters(remove_duplicate=False)),
         **dict(slimmed.named_buffers(remove_duplicate=False)),
     }
-    removed = {change.path for change in changes if change.replaced_by is not None}
+    narrowed = {f"{change.path}.{leaf}".lstrip(".") for change in changes for leaf in change.shapes}
     cut: dict[str, Tensor] = {}
     for axis in space.parameter_axes:
         name = axis.parameter
-        if name in tensors and name.rpartition(".")[0] not in removed:
+        if name in tensors and name in narrowed:
             kept = np.where(axis.slots == FIXED, True, mask[axis.slots])
             positions = torch.from_numpy(np.flatnonzero(kept)).to(tensors[name].device)
             cut[name] = cut.get(name, tensors[name]).detach().index_select(axis.axis, positions)
@@ -138,7 +136,7 @@ def apply_changes_(model: nn.Module, changes: Iterable[ModuleChange]) -> None:
             setattr(module, name, value)
         for name, shape in change.shapes.items():
             _set_tensor_(module, name, getattr(module, name).new_empty(shape))
-        if change.splits or change.ranges:
+        if change.splits or change.ranges or change.may_be_empty:
             split_elsewhere_(module, change.splits, change.ranges)
         if change.select is not None:
             _set_module_(model, change.path, SelectChannels(module, change.select))
@@ -163,175 +161,3 @@ def _set_tensor_(model: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(module, leaf, value)
-
-
-def _changes(
-    model: nn.Module, space: SearchSpace, plan: Plan, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> tuple[ModuleChange, ...]:
-    """New shapes and attributes of every module that the plan touches."""
-    widths = plan.widths(space)
-    gone = space.structure.removal.at(np.flatnonzero(widths == 0).tolist()).removed_nodes
-    shapes: dict[str, dict[str, list[int]]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for axis in space.parameter_axes:
-        path, _, leaf = axis.parameter.rpartition(".")
-        if path not in modules or not hasattr(modules[path], leaf):
-            continue  # a constant of the graph, not a parameter
-        kept = np.where(axis.slots == FIXED, True, mask[axis.slots])
-        shape = shapes.setdefault(path, {}).setdefault(leaf, list(getattr(modules[path], leaf).shape))
-        shape[axis.axis] = int(kept.sum())
-    graph = space.structure.graph
-    removed_paths = {
-        name.rpartition(".")[0]
-        for index in gone
-        for name in graph.nodes[index].input
-        if name in graph.constants
-    } & modules.keys()
-    changes = [
-        _narrowed(path, modules[path], {name: tuple(shape) for name, shape in tensors.items()})
-        for path, tensors in shapes.items()
-        if path not in removed_paths
-    ]
-    last = _last_of_branches(graph, gone)
-    changes += [
-        _removed(path, modules[path], shapes.get(path, {}), is_last=path in last)
-        for path in sorted(removed_paths - {""})
-    ]
-    return (*changes, *_selections(space, mask, gone), *_splits(space, mask, gone))
-
-
-def _last_of_branches(graph: Graph, gone: frozenset[int]) -> set[str]:
-    """Modules of removed layers whose output reaches a node that stays, with no other such layer in between."""
-    readers = graph.consumers()
-    last = set()
-    for index in gone:
-        paths = {name.rpartition(".")[0] for name in graph.nodes[index].input if name in graph.constants}
-        reached = [graph.nodes[index].output[0]]
-        while paths and reached:
-            for reader in readers.get(reached.pop(), []):
-                node = graph.nodes[reader]
-                if reader not in gone:
-                    last |= paths
-                elif node.op_type not in _LAYERS:
-                    reached += node.output
-    return last
-
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def _narrowed(path: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> ModuleChange:
-    weight = shapes.get("weight")
-    attributes: dict[str, int] = {}
-    if weight is not None:
-        for kind, names in _SIZE_ATTRIBUTES:
-            if isinstance(module, kind):
-                attributes = {name: weight[axis] for name, axis in names.items()}
-                break
-    if isinstance(module, nn.Conv2d) and module.groups > 1 and weight is not None:
-        # whole groups go unless the weight's reading axis was cut
-        whole = weight[1] == module.weight.shape[1]
-        groups = weight[0] * module.groups // module.out_channels if whole else module.groups
-        attributes |= {"groups": groups, "in_channels": groups * weight[1]}
-    changed = {name: shape for name, shape in shapes.items() if tuple(getattr(module, name).shape) != shape}
-    return ModuleChange(path, attributes=attributes if changed else {}, shapes=changed)
-
-
-_SIZE_ATTRIBUTES: tuple[tuple[type | tuple[type, ...], dict[str, int]], ...] = (
-    (nn.Conv2d, {"out_channels": 0, "in_channels": 1}),
-    (nn.Linear, {"out_features": 0, "in_features": 1}),
-    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d), {"num_features": 0}),
-    (nn.PReLU, {"num_parameters": 0}),
-)
-"""Attributes that repeat a weight's shape, and the axis each repeats."""
-
-
-def _removed(path: str, module: nn.Module, shapes: dict[str, list[int]], *, is_last: bool) -> ModuleChange:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        weight = shapes.get("weight", list(module.weight.shape))
-        # What stays reads the branch at its true width, be it 0; within the branch pooling and the like need one.
-        n_channels = weight[0] if is_last else max(weight[0], 1)
-        return ModuleChange(path, attributes={"out_channels": n_channels}, replaced_by="zeros")
-    return ModuleChange(path, replaced_by="identity")
-
-
-def _selections(
-    space: SearchSpace, mask: np.ndarray[tuple[int], np.dtype[np.bool_]], gone: frozenset[int]
-) -> list[ModuleChange]:
-    """Output channels to keep of modules that pad the channel axis by a number fixed in code."""
-    graph, slots = space.structure.graph, space.structure.tensor_slots
-    changes = []
-    for index, node in enumerate(graph.nodes):
-        if node.op_type != "Pad" or index in gone or slots[node.output[0]].shape[1] == 1:
-            continue
-        before, after = pad_amounts(node, graph)
-        made = slots[node.output[0]][0].reshape(-1)
-        kept = np.where(made == FIXED, True, mask[made])
-        if before[1] + after[1] == 0 or kept.all():
-            continue
-        inner = kept[before[1] : len(kept) - after[1]]
-        hard_coded = np.concatenate([kept[: before[1]], inner[inner], kept[len(kept) - after[1] :]])
-        path = next((item.value for item in node.metadata_props if item.key == "module"), "")
-        if not path:
-            raise PlanError(
-                f"Pad '{node.name}' fixes channel counts in the network's own forward; move it into a module."
-            )
-        changes.append(ModuleChange(path, select=tuple(int(i) for i in np.flatnonzero(hard_coded))))
-    return changes
-
-
-def _splits(
-    space: SearchSpace, mask: np.ndarray[tuple[int], np.dtype[np.bool_]], gone: frozenset[int]
-) -> list[ModuleChange]:
-    """Where modules split and slice the channel axis in code, where any of that changes."""
-    graph = space.structure.graph
-    sizes: dict[str, list[Sizes]] = {}
-    ranges: dict[str, list[Range]] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.op_type == "Split":
-            sizes.setdefault(_module_of(node), []).append(_part_sizes(space, node, mask, index in gone))
-        elif node.op_type == "Slice" and index not in gone:
-            ranges.setdefault(_module_of(node), []).extend(_moved_ranges(space, node, mask))
-    paths = [path for path, parts in sizes.items() if any(part is not None for part in parts)]
-    paths += [path for path, moved in ranges.items() if moved]
-    if not paths:
-        return []
-    if "?" in paths:
-        raise PlanError("channels are split outside any known module; move that into a module of its own.")
-    return [
-        ModuleChange(path, splits=tuple(sizes.get(path, ())), ranges=tuple(ranges.get(path, ())))
-        for path in dict.fromkeys([*sizes, *ranges])
-        if path != "?" and (sizes.get(path) or ranges.get(path))
-    ]
-
-
-def _module_of(node: onnx.NodeProto) -> str:
-    return next((item.value for item in node.metadata_props if item.key == "module"), "?")
-
-
-def _part_sizes(
-    space: SearchSpace,
-    node: onnx.NodeProto,
-    mask: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    is_gone: bool,
-) -> Sizes:
-    axis = attribute(node, "axis", 0)
-    before = tuple(space.structure.graph.shapes[name][axis] for name in node.output)
-    if is_gone:
-        return (0,) * len(before)
-    after = tuple(int(kept_along(space.structure, mask, name, axis).sum()) for name in node.output)
-    return None if after == before else after
-
-
-def _moved_ranges(
-    space: SearchSpace, node: onnx.NodeProto, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> list[Range]:
-    graph = space.structure.graph
-    if any(name not in graph.constants for name in node.input[1:] if name):
-        return []
-    cut = slice_ranges(node, graph).get(1)
-    size = graph.shapes[node.input[0]][1]
-    first, end, step = (cut or slice(None)).indices(size)
-    kept = kept_along(space.structure, mask, node.input[0], 1)
-    moved = int(kept[:first].sum()), int(kept[:end].sum())
-    return [] if cut is None or step != 1 or moved == (first, end) else [(size, first, end, *moved)]

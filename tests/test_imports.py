@@ -35,7 +35,7 @@ LAYERS = {
         ("finetune", "gates"),
         ("sensitivity",),
         ("criteria",),
-        ("budget", "correction", "objective", "plan", "splits", "surgery"),
+        ("budget", "correction", "module_changes", "objective", "plan", "splits", "surgery"),
         ("export", "verify"),
         ("search",),
         ("probe_page", "report_plots", "report_text"),

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pruning.splits import split_elsewhere_
 
@@ -114,6 +115,69 @@ class _Slicing(nn.Module):
 def test_slices_of_channels_are_cut_where_they_now_lie() -> None:
     network = _Slicing()
     images = IMAGES[:, [0, 2, 3, 5]]  # of six channels, two of the first four and one of the last two went
-    split_elsewhere_(network, [], [(6, 0, 4, 0, 3), (6, 4, 6, 3, 4), (6, 0, 1, 0, 1)])
+    split_elsewhere_(network, [], [(6, 0, 4, 4, 0, 3), (6, 4, 6, 4, 3, 4), (6, 0, 1, 4, 0, 1)])
 
     assert channels(network(images)) == [10, 12, 13, 5, 0]
+
+
+class _SlicingTwo(nn.Module):
+    """Slices two tensors by the same number, as in DPN."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first[:, 2:], second[:, 2:]], dim=1)
+
+
+def test_the_same_slice_of_tensors_of_two_sizes() -> None:
+    network = _SlicingTwo()
+    split_elsewhere_(network, [], [(6, 2, 6, 5, 1, 5), (4, 2, 4, 3, 2, 3)])
+
+    assert channels(network(IMAGES[:, :5], IMAGES[:, :3])) == [1, 2, 3, 4, 2]
+
+
+def test_the_same_slice_of_two_tensors_of_one_size_in_turn() -> None:
+    network = _SlicingTwo()
+    split_elsewhere_(network, [], [(6, 2, 6, 5, 1, 5), (6, 2, 6, 5, 2, 5)])
+
+    for _ in range(2):
+        assert channels(network(IMAGES[:, :5], IMAGES[:, :5])) == [1, 2, 3, 4, 2, 3, 4]
+
+
+class _Pooling(nn.Module):
+    """Everything that PyTorch refuses to do to images without channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("blur", torch.full((4, 1, 3, 3), 1 / 9))
+        self.blur: Tensor
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [
+            F.max_pool2d(images, 2),
+            F.avg_pool2d(images, 3, stride=2),
+            F.adaptive_avg_pool2d(images, 3),
+            F.adaptive_max_pool2d(images, (2, 1)),
+            F.interpolate(images, scale_factor=2, mode="bilinear"),
+            F.pad(images, (1, 1, 1, 1), mode="reflect"),
+            F.conv2d(images, self.blur, stride=2, groups=4),
+        ]
+
+
+def test_images_without_channels_are_pooled_to_the_size_of_others() -> None:
+    network = _Pooling()
+    wanted = [tuple(made.shape) for made in network(torch.rand(2, 4, 9, 7))]
+    split_elsewhere_(network, [])
+
+    made = network(torch.rand(2, 0, 9, 7))
+
+    assert [(n, 4, height, width) for n, _, height, width in (m.shape for m in made)] == wanted
+    assert all(m.shape[1] == 0 for m in made)
+
+
+def test_images_with_channels_are_pooled_as_ever() -> None:
+    network = _Pooling()
+    images = torch.rand(2, 4, 9, 7)
+    wanted = network(images)
+    split_elsewhere_(network, [])
+
+    for made, expected in zip(network(images), wanted, strict=True):
+        assert torch.equal(made, expected)

@@ -139,7 +139,7 @@ class _ShuffledNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.branch = nn.Sequential(nn.MaxPool2d(2, 1), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.MaxPool2d(2, 1), nn.ReLU())
         self.pool = nn.MaxPool2d(2, 1)
         self.last = nn.Conv2d(10, 8, 1)
         self.head = nn.Linear(8, 3)
@@ -161,7 +161,7 @@ def test_channels_split_in_code_are_split_where_they_now_lie(
     torch.manual_seed(0)
     network = _ShuffledNet().eval()
     space = trace(network, (1, 3, 6, 6))
-    chosen = {"stem": first, "stem#2": second, "branch.1": branch, "last": [0, 1, 4]}
+    chosen = {"stem": first, "stem#2": second, "branch.0": branch, "last": [0, 1, 4]}
     kept = positions(*[chosen[group.name] for group in space.groups])
     images = torch.randn(1, 3, 6, 6)
 
