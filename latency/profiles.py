@@ -310,12 +310,31 @@ class ProfileSet:
 
         No predictor can be shown to be better than this; None where nothing was measured twice.
         """
+        errors = [abs(ratios[0] / np.mean(ratios) - 1) for ratios in self._held_out_passes()]
+        return float(np.mean(errors)) if errors else None
+
+    def repeatability(self, latency_ms: float) -> float:
+        """How far two measurements of a network of about this latency lie apart, minutes apart, on this device.
+
+        Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of
+        the two passes, over the half of the held-out candidates whose latency is nearest. 0 where nothing was
+        measured twice.
+        """
+        passes = self._held_out_passes()
+        if not passes:
+            return 0.0
+        wanted = latency_ms / self.reference_ms
+        nearest = sorted(passes, key=lambda ratios: abs(float(np.log(np.mean(ratios) / wanted))))
+        half = nearest[: max(1, len(nearest) // 2)]
+        return float(1.96 / 0.6745 * np.median([abs(ratios[0] / ratios[1] - 1) for ratios in half]))
+
+    def _held_out_passes(self) -> list[list[float]]:
+        """Ratios of the held-out candidates that were measured twice."""
         passes: dict[tuple[int, ...], list[float]] = {}
         for row in self.ok_rows:
             if row.split == "held_out":
                 passes.setdefault(row.widths, []).append(row.ratio)
-        errors = [abs(ratios[0] / np.mean(ratios) - 1) for ratios in passes.values() if len(ratios) > 1]
-        return float(np.mean(errors)) if errors else None
+        return [ratios for ratios in passes.values() if len(ratios) > 1]
 
     @property
     def reference_drift(self) -> ReferenceDrift:

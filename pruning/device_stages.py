@@ -146,6 +146,7 @@ def verification_summary(verification: Verification) -> dict[str, Any]:
         "dense_ms": certificate.dense_ms,
         "within_budget": verification.within_budget,
         "agrees": verification.agrees,
+        "repeatability": verification.repeatability,
         "n_pairs": measurement.n_pairs,
         "reference_drift": measurement.reference_ms / certificate.dense_ms - 1,
         "accuracy": certificate.accuracy,

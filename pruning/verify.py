@@ -40,7 +40,8 @@ SESSIONS = 3
 """Sessions of each network that a certificate rests on."""
 
 REPEATABILITY = 0.01
-"""How far two measurements of one network may lie apart beyond their own intervals, relative."""
+"""How far two measurements of one network may lie apart beyond their own intervals, relative, where the profile
+does not know it to be more (`ProfileSet.repeatability`)."""
 
 FILES = (*CERTIFIED_FILES, "pruned.pt2")
 
@@ -53,7 +54,8 @@ class Verification:
         certificate: the run's certificate.
         measured_ms: latency measured just now, in ms of the device's profile.
         ci_ms: its 95 % confidence interval.
-        agrees: whether it agrees with the certificate's latency within the intervals and `REPEATABILITY`.
+        repeatability: how far two measurements may lie apart beyond their own intervals, relative.
+        agrees: whether it agrees with the certificate's latency within the intervals and that.
         within_budget: whether it is within the budget.
         measurement: the raw measurement.
     """
@@ -61,6 +63,7 @@ class Verification:
     certificate: Certificate
     measured_ms: float
     ci_ms: tuple[float, float]
+    repeatability: float
     agrees: bool
     within_budget: bool
     measurement: PairedMeasurement
@@ -231,11 +234,13 @@ def _verification(
     measured_ms = measurement.ratio * profile.reference_ms
     low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
     certified_low, certified_high = certificate.measured_ci_ms
-    slack = REPEATABILITY * certificate.measured_ms
+    repeatability = max(REPEATABILITY, profile.repeatability(certificate.measured_ms))
+    slack = repeatability * certificate.measured_ms
     return Verification(
         certificate=certificate,
         measured_ms=measured_ms,
         ci_ms=(low, high),
+        repeatability=repeatability,
         agrees=low - slack <= certified_high and certified_low <= high + slack,
         within_budget=measured_ms <= certificate.budget_ms,
         measurement=measurement,

@@ -128,6 +128,21 @@ def test_the_noise_floor_is_one_pass_against_the_mean_of_both():
     assert ProfileSet(HEADER, rows[:1]).noise_floor_mape is None
 
 
+def test_repeatability_is_that_of_networks_about_as_fast() -> None:
+    def twice(widths: tuple[int, ...], ratio: float, apart: float) -> list[ProfileRow]:
+        return [
+            _row(widths, ratio * (1 + apart * index), split="held_out", pass_index=index) for index in (0, 1)
+        ]
+
+    rows = [*twice((1, 1), 0.2, 0.3), *twice((2, 2), 0.25, 0.3), *twice((7, 7), 0.9, 0.01)]
+    rows += twice((8, 8), 1.0, 0.01)
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0)
+
+    assert profile.repeatability(1.9) == pytest.approx(2.906 * 0.01, rel=0.02)
+    assert profile.repeatability(0.45) > 0.5
+    assert ProfileSet(HEADER, tuple(rows[:1]), fixed_reference_ms=2.0).repeatability(1.0) == 0
+
+
 def test_arrays_of_an_empty_split_have_their_shapes():
     arrays = ProfileSet(HEADER, ()).arrays("train")
     assert arrays.widths.shape == (0, 2)

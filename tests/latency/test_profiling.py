@@ -210,10 +210,12 @@ from pathlib import Path
 from latency.grid import Grid
 from latency.measure import Protocol
 from latency.profiling import ProfilePlan, profile
-quick = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
+slow = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=2.0)
 grid = Grid((tuple(range(1, 9)), tuple(range(13))))
-profile(Path(sys.argv[1]), Path(sys.argv[2]), plan=ProfilePlan(40, 10, protocol=quick, grid=grid))
+profile(Path(sys.argv[1]), Path(sys.argv[2]), plan=ProfilePlan(40, 10, protocol=slow, grid=grid))
 """
+# So long that a signal arrives before the 60 measurements are over.
+SLOW = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=2.0)
 
 
 def _children(process_id: int) -> list[int]:
@@ -243,7 +245,7 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
             assert time.monotonic() < deadline, "the measuring process outlived the profile"
             time.sleep(0.02)
 
-    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=QUICK, grid=GRID))
+    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=SLOW, grid=GRID))
     assert found.rows[: len(before.rows)] == before.rows
     keys = [row.key for row in found.rows]
     assert len(keys) == len(set(keys)) == 40 + 2 * 10
