@@ -205,11 +205,13 @@ def test_first_passes_are_mixed_and_second_passes_come_last(n_train, n_held_out)
 
 
 _PROFILE_60 = """
+import signal
 import sys
 from pathlib import Path
 from latency.grid import Grid
 from latency.measure import Protocol
 from latency.profiling import ProfilePlan, profile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 slow = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=2.0)
 grid = Grid((tuple(range(1, 9)), tuple(range(13))))
 profile(Path(sys.argv[1]), Path(sys.argv[2]), plan=ProfilePlan(40, 10, protocol=slow, grid=grid))
