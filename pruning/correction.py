@@ -45,6 +45,8 @@ def meet_budget(
         budget_ms: latency to meet.
         max_exports: measurements at most.
 
+    Where no interval lies within the budget the fastest choice is taken, if its median does by `SAFETY`.
+
     Raises:
         BudgetError: no choice was measured within the budget.
     """
@@ -61,11 +63,13 @@ def meet_budget(
         target_ms = _next_target(tried, budget_ms)
     within = [candidate for candidate in tried if candidate.high_ms <= budget_ms]
     if not within:
-        closest = min(tried, key=lambda candidate: candidate.measured_ms)
-        raise BudgetError(
-            f"{len(tried)} cuts were measured and none is within {budget_ms:.4g} ms; the closest took "
-            f"{closest.measured_ms:.4g} ms. Ask for at least that, or profile this device again."
-        )
+        fastest = min(tried, key=lambda candidate: candidate.measured_ms)
+        if fastest.measured_ms > SAFETY * budget_ms:
+            raise BudgetError(
+                f"{len(tried)} cuts were measured and none is within {budget_ms:.4g} ms; the closest took "
+                f"{fastest.measured_ms:.4g} ms. Ask for at least that, or profile this device again."
+            )
+        within = [fastest]  # a noisy machine, whose intervals are wider than what the budget leaves
     return max(within, key=lambda candidate: candidate.measured_ms), tuple(tried)
 
 

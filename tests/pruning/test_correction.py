@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pruning.budget import Choice
-from pruning.correction import LOWEST_SHARE, meet_budget
+from pruning.correction import LOWEST_SHARE, SAFETY, meet_budget
 from pruning.errors import BudgetError
 
 
@@ -48,6 +48,16 @@ def test_an_optimistic_predictor_on_a_coarse_grid_is_corrected_downwards() -> No
     assert best.choice.widths == (4,)
     assert best.measured_ms == pytest.approx(4.8)
     assert len(tried) <= 3
+
+
+def test_on_a_noisy_machine_the_fastest_median_is_taken() -> None:
+    def measure(choice: Choice) -> tuple[float, float]:
+        return choice.predicted_ms, 1.3 * choice.predicted_ms  # an interval wider than what is left
+
+    best, tried = meet_budget(cut_in_steps(0.01), measure, budget_ms=5.0)
+
+    assert best.high_ms > 5.0
+    assert best.measured_ms == min(choice.measured_ms for choice in tried) <= SAFETY * 5.0
 
 
 def test_a_budget_that_no_cut_meets_is_refused() -> None:
