@@ -71,15 +71,13 @@ class GatedNetwork(nn.Module):
         self.widths = torch.stack([gates[first:last].sum() for first, last in self._ranges])
         return functional_call(self.network, self.gated_parameters(gates), inputs)
 
-    def gated_parameters(self, gates: Tensor | None = None) -> dict[str, Tensor]:
+    def gated_parameters(self, gates: Tensor) -> dict[str, Tensor]:
         """Gated values of the parameters that read or shift gated channels, by name.
 
         Args:
-            gates: value of every slot's gate, [n_slots]; None takes the criterion's.
+            gates: value of every slot's gate, [n_slots].
         """
         parameters = dict(self.network.named_parameters())
-        if gates is None:
-            gates = self.gate_values(parameters)
         presence = {
             group: _GroupPresence.apply(gates[slice(*self._ranges[group])]) for group in self._removable
         }
@@ -110,10 +108,9 @@ class GatedNetwork(nn.Module):
                 parts[group] = torch.ones_like(parts[group])
         return torch.cat([*parts, gates.new_ones(1)])
 
-    def gate_values(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def gate_values(self) -> Tensor:
         """Gate of every slot, [n_slots], 0 or 1, differentiable."""
-        if parameters is None:
-            parameters = dict(self.network.named_parameters())
+        parameters = dict(self.network.named_parameters())
         device = next(iter(parameters.values())).device
         with torch.autocast(device.type, enabled=False):  # scores that differ little, sums of many gates
             return self.gates.open(self._on_grid(self.gates.scores(parameters)))

@@ -1,6 +1,6 @@
 """Small networks that several test modules share, traced once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,6 +8,19 @@ from torch import Tensor, nn
 
 from latency.space import SearchSpace
 from pruning.trace import trace
+
+
+@pytest.fixture(scope="session")
+def _n_threads() -> int:
+    return torch.get_num_threads()
+
+
+@pytest.fixture(scope="module")
+def one_thread(_n_threads: int) -> Iterator[None]:
+    """Small networks are faster, and repeatable, on one thread."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(_n_threads)
 
 
 class SmallResidualNet(nn.Module):

@@ -1,7 +1,6 @@
 """Costs of gates against what closing them really does to the distillation loss."""
 
 import copy
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,13 +16,7 @@ from pruning.sensitivity import gate_costs
 from pruning.trace import trace
 from pruning.training import TrainingConfig, distillation_loss, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The channel structure beside torch-pruning's dependency graph, which finds it in another way."""
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from latency.structure import FIXED
 from pruning.trace import trace
 from tests.nets import max_relative_difference, run_onnx
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Place = tuple[str, int, int]
 """A parameter, an axis of it, and an index along the axis."""
 
@@ -26,14 +27,6 @@ QUICK = (
     *("googlenet", "inception_v3", "efficientnet_b0", "wide_resnet50_2"),
 )
 LONG = ("vgg16_bn", "densenet121", "densenet169", "efficientnet_b1", "efficientnet_v2_s")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, int, int, int]]:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from latency.space import SearchSpace
 from pruning.errors import TraceError
 from pruning.trace import save_base, trace
 from tests.nets import max_relative_difference, run_onnx
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (1, 3, 8, 8)
 
@@ -85,14 +86,6 @@ def randomise_(model: nn.Module) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
     return model
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
