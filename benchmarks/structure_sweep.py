@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from latency.candidate import candidate_model, first_channels, kept_slots
+from latency.candidate import candidate_in_memory, candidate_model, first_channels, kept_slots
 from latency.channels import find_channels
 from latency.errors import LatencyError
 from latency.grid import ChannelStep, Grid
@@ -259,9 +259,7 @@ class Examination:
         times = []
         for _ in range(5):
             widths = np.maximum(1, (full * self._rng.uniform(0.3, 1.0, len(full))).astype(np.int64))
-            times.append(
-                _seconds(lambda w=widths: candidate_model(self._space, first_channels(w)).SerializeToString())
-            )
+            times.append(_seconds(lambda w=widths: candidate_in_memory(self._space, first_channels(w))))
         return float(np.median(times))
 
 
@@ -329,7 +327,7 @@ def depth_curve(depths: Sequence[int] = (8, 16, 32, 64, 128, 256)) -> list[dict[
         space = trace(ResNet(Bottleneck, [1, 1, depth - 2, 1], width_per_group=8), (1, 3, 32, 32))
         seconds = min(_seconds(lambda s=space: find_channels(s.structure.graph)) for _ in range(3))
         half = first_channels(np.maximum(1, space.full_widths // 2))
-        candidate = min(_seconds(lambda s=space, k=half: candidate_model(s, k)) for _ in range(3))
+        candidate = min(_seconds(lambda s=space, k=half: candidate_in_memory(s, k)) for _ in range(3))
         rows.append(
             {
                 "blocks": depth,

@@ -34,6 +34,8 @@ FORMAT_VERSION = 1
 FORMAT_NAME = "trimms profile"
 # Rows whose reference medians make the device's clock: some 10 s of measuring, longer than most disturbances.
 REFERENCE_ROWS = 50
+LEAST_REPEATABILITY = 0.01
+"""Where a session's memory lies moves a network's latency by about this share, however quiet the device."""
 # Rows in a window of the reference's running median.
 _DRIFT_WINDOW = 10
 
@@ -317,16 +319,17 @@ class ProfileSet:
         """How far two measurements of a network of about this latency lie apart, minutes apart, on this device.
 
         Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of
-        the two passes, over the half of the held-out candidates whose latency is nearest. 0 where nothing was
-        measured twice.
+        the two passes, over the half of the held-out candidates whose latency is nearest; `LEAST_REPEATABILITY`
+        where that is less, or nothing was measured twice.
         """
         passes = self._held_out_passes()
         if not passes:
-            return 0.0
+            return LEAST_REPEATABILITY
         wanted = latency_ms / self.reference_ms
         nearest = sorted(passes, key=lambda ratios: abs(float(np.log(np.mean(ratios) / wanted))))
         half = nearest[: max(1, len(nearest) // 2)]
-        return float(1.96 / 0.6745 * np.median([abs(ratios[0] / ratios[1] - 1) for ratios in half]))
+        differences = [abs(ratios[0] / ratios[1] - 1) for ratios in half]
+        return max(LEAST_REPEATABILITY, float(1.96 / 0.6745 * np.median(differences)))
 
     def _held_out_passes(self) -> list[list[float]]:
         """Ratios of the held-out candidates that were measured twice."""

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from latency.device import DeviceSettings, provider_options, require_available, session_config
 from latency.errors import InputError, MeasurementError, ModelFileError
+from latency.in_memory import InMemoryModel
 
 Feed = dict[str, npt.NDArray[np.generic]]
 
@@ -40,12 +41,12 @@ def session_options(settings: DeviceSettings) -> ort.SessionOptions:
 
 
 def make_session(
-    model: bytes | Path | onnx.ModelProto, settings: DeviceSettings | None = None
+    model: bytes | Path | onnx.ModelProto | InMemoryModel, settings: DeviceSettings | None = None
 ) -> ort.InferenceSession:
     """A session of the model on the device.
 
     Args:
-        model: an ONNX file, its bytes, or the model itself.
+        model: an ONNX file, its bytes, or the model itself, with its weights in it or in memory.
         settings: provider, threads; the CPU with one thread if left out.
 
     Raises:
@@ -59,8 +60,11 @@ def make_session(
     name = str(model) if isinstance(model, Path) else "the model"
     # A list of one provider: ORT then adds only the CPU's, which session_config forbids to fall back on.
     providers = [(settings.provider, provider_options(settings))]
+    options = session_options(settings)
+    if isinstance(model, InMemoryModel):
+        options.add_external_initializers(*model.ort_values())
     try:
-        session = ort.InferenceSession(source, session_options(settings), providers=providers)
+        session = _Session(source, options, providers=providers)
     except Exception as error:  # ORT's exceptions share no base class below Exception
         if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "InvalidArgument"):
             raise ModelFileError(f"ONNX Runtime cannot read {name}: {_first_line(error)}") from error
@@ -70,7 +74,14 @@ def make_session(
             f"{settings.provider} did not start; ONNX Runtime fell back to "
             f"{', '.join(session.get_providers())}. Its libraries are missing or too old."
         )
+    session.read_in_place = model if isinstance(model, InMemoryModel) else None
     return session
+
+
+class _Session(ort.InferenceSession):  # type: ignore[misc]  # ONNX Runtime comes without types
+    """Keeps the weights alive that it reads in place."""
+
+    read_in_place: object = None
 
 
 def random_feed(session: ort.InferenceSession, *, batch_size: int = 1, seed: int = 0) -> Feed:
@@ -114,7 +125,9 @@ def bound_run(session: ort.InferenceSession, feed: Feed) -> Callable[[], None]:
     return run
 
 
-def _session_source(model: bytes | Path | onnx.ModelProto) -> bytes | str:
+def _session_source(model: bytes | Path | onnx.ModelProto | InMemoryModel) -> bytes | str:
+    if isinstance(model, InMemoryModel):
+        return model.graph
     if isinstance(model, onnx.ModelProto):
         return model.SerializeToString()
     if isinstance(model, bytes):

@@ -20,7 +20,7 @@ from types import TracebackType
 
 import onnxruntime as ort
 
-from latency.candidate import candidate_model, first_channels
+from latency.candidate import candidate_in_memory, first_channels
 from latency.device import DeviceSettings
 from latency.errors import DeviceBusyError, MeasurementError
 from latency.measure import DEFAULT_PROTOCOL, PairedMeasurement, Protocol, device_lock, measure_pair
@@ -214,7 +214,7 @@ def measure_candidate(widths: tuple[int, ...]) -> CandidateResult:
     setup = _bench.setup
     try:
         start = time.perf_counter()
-        model = candidate_model(_bench.space, first_channels(widths))
+        model = candidate_in_memory(_bench.space, first_channels(widths))
         session = make_session(model, setup.settings)
         build_ms = (time.perf_counter() - start) * 1e3
         with device_lock(setup.settings, wait_s=setup.lock_wait_s):

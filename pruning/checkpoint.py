@@ -7,10 +7,7 @@ Version history of the format:
     1: header fields `version`, `record` (JSON), `crc32` (of the tensors in order of their names).
 """
 
-import contextlib
-import errno
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pruning.errors import CheckpointError, StorageError
+from pruning.errors import CheckpointError
+from pruning.files import write_atomically
 
 _VERSION = "1"
 
@@ -81,55 +79,6 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         return Checkpoint(tensors, json.loads(header["record"]))
     except (KeyError, ValueError) as error:
         raise _damaged(path, "its record is unreadable") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file `path` by `content`, whole or not at all, even through a power cut.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written; `path` is as it was.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(_storage_message(path, len(content), error)) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _storage_message(path: Path, n_bytes: int, error: OSError) -> str:
-    kept = "; the previous one is kept" if path.exists() else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"No space left to write '{path}' ({n_bytes / 1e6:.1f} MB){kept}; "
-            "free some and give the same command again to go on."
-        )
-    return f"Cannot write '{path}': {error.strerror or error}{kept}; choose a folder that can be written."
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

@@ -7,10 +7,10 @@ from pruning.budget import Choice
 from pruning.errors import BudgetError
 
 LOWEST_SHARE = 0.97
-"""A measured latency below this share of the budget leaves accuracy unused."""
+"""A measured latency below this share of what is aimed at leaves accuracy unused."""
 
 SAFETY = 0.99
-"""Share of the budget that is aimed at: two measurements of one net differ by up to about 1 %."""
+"""Share of what is aimed at that is asked of the predictor, whose own error is about 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,57 +28,68 @@ class MeasuredChoice:
     high_ms: float
 
 
+def aim_below_ms(budget_ms: float, repeatability: float) -> float:
+    """Latency to aim at, so that a network measured again is still within the budget, in ms.
+
+    Args:
+        budget_ms: latency to meet.
+        repeatability: how far two measurements of one network lie apart on the device, relative.
+    """
+    return budget_ms / (1 + repeatability)
+
+
 def meet_budget(
     cut: Callable[[float], Choice],
     measure: Callable[[Choice], tuple[float, float]],
     budget_ms: float,
+    *,
+    aim_ms: float | None = None,
     max_exports: int = 6,
 ) -> tuple[MeasuredChoice, tuple[MeasuredChoice, ...]]:
     """The choice with the largest measured latency within the budget, and all that were tried.
 
     The ratio of measured to predicted latency corrects the target of the next cut, until the measured latency
-    lies between `LOWEST_SHARE` of the budget and the budget, or the grid allows no better.
+    lies between `LOWEST_SHARE` of `aim_ms` and `aim_ms`, or the grid allows no better.
 
     Args:
         cut: channels to keep for a predicted latency in ms.
         measure: latency in ms of a choice, exported and run on the device, and its upper limit.
         budget_ms: latency to meet.
+        aim_ms: latency to aim at, at most the budget; None is the budget.
         max_exports: measurements at most.
 
-    Where no interval lies within the budget the fastest choice is taken, if its median does by `SAFETY`.
+    A choice is within if its median is within `aim_ms` and its interval within the budget. Where none is, the
+    fastest is taken, if its median is within the budget by `SAFETY`.
 
     Raises:
         BudgetError: no choice was measured within the budget.
     """
+    aim_ms = budget_ms if aim_ms is None else aim_ms
     tried: list[MeasuredChoice] = []
-    target_ms = budget_ms * SAFETY
+    target_ms = aim_ms * SAFETY
+
+    def is_within(candidate: MeasuredChoice) -> bool:
+        return candidate.measured_ms <= aim_ms and candidate.high_ms <= budget_ms
+
     for _ in range(max_exports):
         choice = cut(target_ms)
         if any(choice.widths == earlier.choice.widths for earlier in tried):
             break
-        measured_ms, high_ms = measure(choice)
-        tried.append(MeasuredChoice(choice, measured_ms, high_ms))
-        if high_ms <= budget_ms and measured_ms >= LOWEST_SHARE * budget_ms:
+        tried.append(MeasuredChoice(choice, *measure(choice)))
+        if is_within(tried[-1]) and tried[-1].measured_ms >= LOWEST_SHARE * aim_ms:
             break
-        target_ms = _next_target(tried, budget_ms)
-    within = [candidate for candidate in tried if candidate.high_ms <= budget_ms]
-    if not within:
-        fastest = min(tried, key=lambda candidate: candidate.measured_ms)
-        if fastest.measured_ms > SAFETY * budget_ms:
-            raise BudgetError(
-                f"{len(tried)} cuts were measured and none is within {budget_ms:.4g} ms; the closest took "
-                f"{fastest.measured_ms:.4g} ms. Ask for at least that, or profile this device again."
-            )
-        within = [fastest]  # a noisy machine, whose intervals are wider than what the budget leaves
-    return max(within, key=lambda candidate: candidate.measured_ms), tuple(tried)
-
-
-def _next_target(tried: list[MeasuredChoice], budget_ms: float) -> float:
-    """Predicted latency at which the measured one should be just within the budget."""
-    last = tried[-1]
-    corrected = budget_ms * SAFETY * last.choice.predicted_ms / last.measured_ms
-    above = [c.choice.predicted_ms for c in tried if c.high_ms > budget_ms]
-    below = [c.choice.predicted_ms for c in tried if c.high_ms <= budget_ms]
-    if above and below and not min(above) > corrected > max(below):
-        return (min(above) + max(below)) / 2
-    return corrected
+        above = [c.choice.predicted_ms for c in tried if not is_within(c)]
+        below = [c.choice.predicted_ms for c in tried if is_within(c)]
+        target_ms = aim_ms * SAFETY * choice.predicted_ms / tried[-1].measured_ms
+        if above and below and not min(above) > target_ms > max(below):
+            target_ms = (min(above) + max(below)) / 2
+    within = [candidate for candidate in tried if is_within(candidate)]
+    if within:
+        return max(within, key=lambda candidate: candidate.measured_ms), tuple(tried)
+    fastest = min(tried, key=lambda candidate: candidate.measured_ms)
+    if fastest.measured_ms > SAFETY * budget_ms:
+        raise BudgetError(
+            f"{len(tried)} cuts were measured and none is within {budget_ms:.4g} ms; the closest took "
+            f"{fastest.measured_ms:.4g} ms. Ask for at least that, or profile this device again."
+        )
+    return fastest, tuple(tried)

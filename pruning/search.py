@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latency.lpnet import LatencyModel
 from latency.predictor import Predictor
 from latency.profiles import ProfileSet
 from latency.space import SearchSpace
-from pruning.budget import Choice, FloatArray, cut_to_target
-from pruning.correction import SAFETY, meet_budget
+from pruning.budget import Choice, FloatArray, cut_to_target, smallest_widths
+from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pruning.correction import aim_below_ms, meet_budget
 from pruning.criteria.wgates import WGates
 from pruning.data import ImageTask
-from pruning.files import write_atomically
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
 from pruning.plan import Plan, make_plan
@@ -69,6 +68,10 @@ class PricedSpace:
     profile: ProfileSet
     lpnet: LatencyModel
     predictor: Predictor
+
+    def aim_ms(self, budget_ms: float) -> float:
+        """Latency to aim at for a budget, so that a later measurement is within it as well."""
+        return aim_below_ms(budget_ms, self.profile.repeatability(budget_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +192,11 @@ def _stored(checkpoint: Path | None, compute: Callable[[], Tensor]) -> Tensor:
     if checkpoint is None:
         return compute()
     path = checkpoint.with_name(f"{checkpoint.stem}-worth.safetensors")
-    if not path.is_file():
-        write_atomically(path, save({"worth": compute()}))
-    return load(path.read_bytes())["worth"]
+    known = load_checkpoint(path)
+    if known is None:
+        known = Checkpoint({"worth": compute()}, {})
+        save_checkpoint(path, known)
+    return known.tensors["worth"]
 
 
 def _worth(gated: GatedNetwork, task: ImageTask, device: PricedSpace, seed: int, title: str | None) -> Tensor:
@@ -237,7 +242,7 @@ def _objective(
     full = torch.from_numpy(device.space.full_widths).float()
     with torch.no_grad():
         dense_ms = float(lpnet(full.unsqueeze(0))[0])
-    schedule = BudgetSchedule(dense_ms, budget_ms * SAFETY, options.anneal)
+    schedule = BudgetSchedule(dense_ms, device.aim_ms(budget_ms), options.anneal)
     n_steps = max(1, options.epochs * task.steps_per_epoch(options.batch_size))
     # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
     gate_lr = SCORE_TRAVEL * (1 - config.momentum) / (0.5 * n_steps)
@@ -254,20 +259,23 @@ def cut_within(
         device: the search space with its prices on one device.
         budget_ms: latency to meet.
         seed: seed of the search that the scores come from.
-        aim_ms: stricter latency to meet; None is the budget.
+        aim_ms: latency to aim at; None is `PricedSpace.aim_ms`.
 
     Raises:
         BudgetError: no cut is measured within it.
     """
-    grid = device.predictor.manifest.grid
+    grid, predict_ms = device.predictor.manifest.grid, device.predictor.predict_ms
+    # The predictor may be wrong about the smallest network: where it alone is left, measuring decides.
+    least_ms = float(predict_ms([smallest_widths(device.space, grid)])[0])
 
     def cut(target_ms: float) -> Choice:
-        return cut_to_target(scores, device.space, grid, device.predictor.predict_ms, target_ms)
+        return cut_to_target(scores, device.space, grid, predict_ms, max(target_ms, least_ms))
 
     def measure(choice: Choice) -> tuple[float, float]:
         return measure_candidate(device.space, np.array(choice.widths), device.profile)
 
-    best, tried = meet_budget(cut, measure, budget_ms if aim_ms is None else aim_ms)
+    aim_ms = device.aim_ms(budget_ms) if aim_ms is None else aim_ms
+    best, tried = meet_budget(cut, measure, budget_ms, aim_ms=aim_ms)
     plan = make_plan(
         device.space,
         best.choice.kept,

@@ -39,10 +39,6 @@ VERIFYING = Protocol(min_pairs=64, max_pairs=200, relative_precision=0.005)
 SESSIONS = 3
 """Sessions of each network that a certificate rests on."""
 
-REPEATABILITY = 0.01
-"""How far two measurements of one network may lie apart beyond their own intervals, relative, where the profile
-does not know it to be more (`ProfileSet.repeatability`)."""
-
 FILES = (*CERTIFIED_FILES, "pruned.pt2")
 
 
@@ -234,7 +230,7 @@ def _verification(
     measured_ms = measurement.ratio * profile.reference_ms
     low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
     certified_low, certified_high = certificate.measured_ci_ms
-    repeatability = max(REPEATABILITY, profile.repeatability(certificate.measured_ms))
+    repeatability = profile.repeatability(certificate.measured_ms)
     slack = repeatability * certificate.measured_ms
     return Verification(
         certificate=certificate,

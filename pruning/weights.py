@@ -12,8 +12,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pruning.checkpoint import write_atomically
 from pruning.errors import WeightsError
+from pruning.files import write_atomically
 
 # Keys under which training scripts store a model's weights beside their own state.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")

@@ -20,7 +20,7 @@ LAYERS = {
             *("channels", "graph", "labels", "layer_rules", "layer_views", "layout_rules"),
             *("operators", "propagation", "removal"),
         ),
-        ("candidate", "grid", "space"),
+        ("candidate", "grid", "in_memory", "space"),
         ("device", "measure", "probe", "probing", "session", "timing"),
         ("journal", "profiles", "profiling", "sampling", "worker"),
         ("_physics", "_residual", "encoding", "fitting", "lpnet", "predictor"),

@@ -4,8 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from latency.candidate import candidate_model, first_channels, kept_slots, masked_model
+from latency.candidate import candidate_in_memory, candidate_model, first_channels, kept_slots, masked_model
 from latency.errors import WidthError
+from latency.session import make_session, random_feed
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from tests.nets import NETS, max_relative_difference, run_onnx
@@ -73,6 +74,17 @@ def test_a_candidate_has_consistent_shapes(name: str) -> None:
     found = space(name)
     kept = random_kept(found, np.random.default_rng(2), zeros=0.3)
     onnx.checker.check_model(candidate_model(found, kept), full_check=True)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_candidate_in_memory_is_the_same_network(name: str) -> None:
+    found = space(name)
+    kept = random_kept(found, np.random.default_rng(3), zeros=0.3)
+    held = candidate_in_memory(found, kept)
+    feed = random_feed(make_session(held))
+    expected = make_session(candidate_model(found, kept)).run(None, feed)
+    for value, wanted in zip(make_session(held).run(None, feed), expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)
 
 
 def test_weights_are_cut_at_the_kept_positions() -> None:

@@ -12,6 +12,7 @@ from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbePoint, ProbeResult, Staircase
 from latency.profiles import (
+    LEAST_REPEATABILITY,
     REFERENCE_ROWS,
     ProfileHeader,
     ProfileRow,
@@ -140,7 +141,10 @@ def test_repeatability_is_that_of_networks_about_as_fast() -> None:
 
     assert profile.repeatability(1.9) == pytest.approx(2.906 * 0.01, rel=0.02)
     assert profile.repeatability(0.45) > 0.5
-    assert ProfileSet(HEADER, tuple(rows[:1]), fixed_reference_ms=2.0).repeatability(1.0) == 0
+    assert (
+        ProfileSet(HEADER, tuple(rows[:1]), fixed_reference_ms=2.0).repeatability(1.0) == LEAST_REPEATABILITY
+    )
+    assert ProfileSet(HEADER, tuple(twice((8, 8), 1.0, 0.0))).repeatability(1.0) == LEAST_REPEATABILITY
 
 
 def test_arrays_of_an_empty_split_have_their_shapes():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.errors import CheckpointError, StorageError
 
 
@@ -101,4 +101,4 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"Cannot write '.*file/c'"):
-        write_atomically(tmp_path / "file" / "c", b"x")
+        save_checkpoint(tmp_path / "file" / "c", _checkpoint(1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pruning.budget import Choice
-from pruning.correction import LOWEST_SHARE, SAFETY, meet_budget
+from pruning.correction import LOWEST_SHARE, SAFETY, aim_below_ms, meet_budget
 from pruning.errors import BudgetError
 
 
@@ -34,6 +34,26 @@ def test_the_measured_latency_meets_the_budget_whatever_the_predictors_bias(bias
 
     assert LOWEST_SHARE * 5.0 <= best.measured_ms <= best.high_ms <= 5.0
     assert len(tried) <= 3
+
+
+@pytest.mark.parametrize("bias", [0.8, 1.0, 1.3])
+def test_below_a_budget_is_left_what_a_later_measurement_may_differ_by(bias: float) -> None:
+    aim_ms = aim_below_ms(5.0, repeatability=0.1)
+
+    best, _ = meet_budget(cut_in_steps(0.01), device(bias), budget_ms=5.0, aim_ms=aim_ms)
+
+    assert LOWEST_SHARE * aim_ms <= best.measured_ms <= aim_ms
+    assert best.measured_ms * 1.1 <= 5.0
+
+
+def test_above_the_aim_the_fastest_is_taken_as_long_as_it_is_within_the_budget() -> None:
+    def cut(target_ms: float) -> Choice:
+        return Choice((np.arange(3),), (3,), 4.9)
+
+    best, tried = meet_budget(cut, device(1.0), budget_ms=5.0, aim_ms=4.5)
+
+    assert best.measured_ms == 4.9
+    assert len(tried) == 1
 
 
 def test_a_coarse_grid_gives_the_largest_latency_it_has_within_the_budget() -> None:
