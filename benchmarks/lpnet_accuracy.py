@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from environment import ROOT, write_results
+from layer_tables import measure_tables
 from predictors import first_candidates, fit_all
 
 from latency.device import DeviceSettings, fingerprint
@@ -101,13 +102,15 @@ def examine(name: str, case: Case, n_held_out: int, seed: int) -> list[dict[str,
     profile_seconds = time.perf_counter() - start
     judged = _held_out(base, folder / "held_out.jsonl", settings, train, n_held_out, seed)
     path_widths, path_ms = _optimiser_path(base, space, settings, train, seed)
+    tables = measure_tables(space, settings, train.reference_ms)
     rows = []
     for n_train in case.n_train:
         few = first_candidates(train, n_train)
         start = time.perf_counter()
         fit(few, space, seed=seed)
         train_seconds = time.perf_counter() - start
-        for method, predict in fit_all(few, space, seed).items():
+        methods = {**fit_all(few, space, seed), "per-layer table sum": tables.predict_ms}
+        for method, predict in methods.items():
             found = prediction_metrics(predict(judged.widths), judged.latency_ms)
             on_path = prediction_metrics(predict(path_widths), path_ms)
             rows.append(

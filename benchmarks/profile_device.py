@@ -19,7 +19,7 @@ from latency.device import DeviceSettings, fingerprint
 from latency.fitting import fit
 from latency.profiling import ProfilePlan, profile
 from latency.space import SearchSpace
-from pruning.cli import parse_input_shape
+from pruning.cli_options import parse_input_shape
 from pruning.export import dense_model, write_onnx
 from pruning.models import load_model
 from pruning.trace import trace

@@ -28,7 +28,7 @@ from latency.profiling import PROFILING_PROTOCOL
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
 from latency.worker import Worker, WorkerSetup
-from pruning.cli import parse_input_shape
+from pruning.cli_options import parse_input_shape
 from pruning.export import dense_model, write_onnx
 from pruning.models import load_model
 from pruning.trace import trace

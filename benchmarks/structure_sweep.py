@@ -1,6 +1,6 @@
 """Is the channel structure exact for the networks people use? One row a network.
 
-    python benchmarks/structure_sweep.py --json benchmarks/results/structure_sweep.json
+    python benchmarks/structure_sweep.py --curve --processes 2 --json benchmarks/results/structure_sweep.json
     python benchmarks/structure_sweep.py --models resnet18,timm:ghostnet_100,my_net.py:make
 
 A network is traced with random weights and random BatchNorm statistics, then cut at random widths, on and off
@@ -11,13 +11,14 @@ Differences are relative to the largest output.
 
 import gc
 import json
-import platform
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
+from environment import environment
+from networks import default_models
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -45,49 +48,6 @@ from pruning.trace import trace
 TOLERANCE = 1e-4
 SIZES_PX = (64, 96, 128, 160, 192, 224, 256, 299)
 """Input sizes, of which each network gets the smallest that it takes."""
-
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "torchvision": (
-        *("alexnet", "vgg11", "vgg11_bn", "vgg16_bn", "vgg19_bn"),
-        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
-        *("densenet121", "densenet161", "densenet169", "densenet201", "googlenet", "inception_v3"),
-        *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
-        *("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
-        *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"),
-        *("efficientnet_b5", "efficientnet_v2_s", "efficientnet_v2_m"),
-        *("regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf", "regnet_x_8gf"),
-        *("regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf"),
-        *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
-        *("squeezenet1_0", "squeezenet1_1", "convnext_tiny", "convnext_small", "convnext_base"),
-        *("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"),
-        *("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"),
-        *("vit_b_16", "swin_t", "swin_v2_t"),
-    ),
-    "timm": (
-        *("cspresnet50", "cspdarknet53", "darknet53", "dla34", "dpn68", "ese_vovnet19b_dw"),
-        *("efficientvit_b0", "fastvit_t8", "fbnetc_100", "gernet_s", "ghostnet_100", "ghostnetv2_100"),
-        *("hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "inception_v4"),
-        *(
-            "lcnet_050",
-            "legacy_xception",
-            "mixnet_s",
-            "mobilenetv4_conv_small",
-            "mobileone_s0",
-            "nf_resnet50",
-        ),
-        *("poolformer_s12", "regnetz_b16", "repghostnet_050", "repvgg_a0", "res2net50_26w_4s", "resnest14d"),
-        *("resnetv2_50", "rexnet_100", "selecsls42", "semnasnet_075", "seresnet50", "skresnet18"),
-        *(
-            "starnet_s1",
-            "tf_efficientnetv2_b0",
-            "tinynet_e",
-            "tresnet_m",
-            "convnextv2_atto",
-            "edgenext_xx_small",
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +94,7 @@ def randomise_(model: nn.Module, seed: int) -> None:
 
 def check(spec: str, *, n_widths: int, seed: int) -> Row:
     """Row of one network."""
+    gc.collect()
     try:
         model = load_model(spec if ":" in spec else f"torchvision:{spec}")
         randomise_(model, seed)
@@ -318,7 +279,7 @@ def _seconds(action: Any) -> float:
     return time.perf_counter() - started
 
 
-def depth_curve(depths: Sequence[int] = (8, 16, 32, 64, 128, 256)) -> list[dict[str, float]]:
+def depth_curve(depths: Sequence[int] = (4, 8, 16, 32, 64, 128)) -> list[dict[str, float]]:
     """Structure and candidate time of bottleneck ResNets by number of blocks."""
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -339,55 +300,35 @@ def depth_curve(depths: Sequence[int] = (8, 16, 32, 64, 128, 256)) -> list[dict[
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """Machine, versions and commit that the figures belong to."""
-    import torchvision
-
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, onnx, ort, np)}
-    if "timm" in sys.modules:
-        versions["timm"] = sys.modules["timm"].__version__
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "threads": torch.get_num_threads(),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def default_models() -> list[str]:
-    """Every network of the table, as on the command line."""
-    return [f"{source}:{name}" for source, names in FAMILIES.items() for name in names]
-
-
-@click.command()
+@click.command(help=__doc__)
 @click.option("--models", default="", help="Networks, comma-separated; the default is the whole table.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="File for the rows.")
 @click.option("--widths", "n_widths", default=4, show_default=True, help="Width vectors for each network.")
-@click.option("--threads", default=1, show_default=True, help="Threads of torch and ONNX Runtime.")
+@click.option("--processes", default=1, show_default=True, help="Networks at a time, one thread each.")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, widths and inputs.")
 @click.option("--curve", is_flag=True, help="Also time the structure by depth.")
-def main(models: str, json_path: Path | None, n_widths: int, threads: int, seed: int, curve: bool) -> None:
-    """Check that gated, slim and sliced networks agree; exits 1 where one does not."""
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
+def main(models: str, json_path: Path | None, n_widths: int, processes: int, seed: int, curve: bool) -> None:
+    """See the module's docstring."""
+    _one_thread()
+    here = environment()
+    depths = depth_curve() if curve else []
+    for row in depths:
+        click.echo(json.dumps(row))
+    specs = models.split(",") if models else default_models()
     rows: list[Row] = []
-    for spec in models.split(",") if models else default_models():
-        rows.append(check(spec, n_widths=n_widths, seed=seed))
-        click.echo(line(rows[-1]))
-        write(json_path, rows, [])
-        gc.collect()
-    if curve:
-        write(json_path, rows, depth_curve())
+    with ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool:
+        for row in pool.map(partial(check, n_widths=n_widths, seed=seed), specs):
+            rows.append(row)
+            click.echo(line(row))
+            if json_path is not None:
+                write(json_path, here, rows, depths)
     click.echo(f"{sum(row.ok for row in rows)} of {len(rows)} ok")
     sys.exit(0 if all(row.ok for row in rows) else 1)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
 
 
 def line(row: Row) -> str:
@@ -403,11 +344,9 @@ def line(row: Row) -> str:
     )
 
 
-def write(path: Path | None, rows: Sequence[Row], curve: list[dict[str, float]]) -> None:
+def write(path: Path, here: dict[str, Any], rows: Sequence[Row], depths: Sequence[dict[str, float]]) -> None:
     """Write the rows so far."""
-    if path is None:
-        return
-    record = {"machine": machine(), "rows": [asdict(row) for row in rows], "depth_curve": curve}
+    record = {"environment": here, "rows": [asdict(row) for row in rows], "depth_curve": depths}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

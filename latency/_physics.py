@@ -66,6 +66,7 @@ class Physics:
         weight: ms of each feature at full width, [n_features], non-negative.
         bias: ms that do not change with the widths, non-negative.
         strength: ridge strength chosen by cross-validation, relative to the mean squared feature.
+        members: coefficients without each of the folds, bias last, [n_folds, n_features + 1].
         out_of_fold_ms: prediction of each sample by the fit to the other folds, [n].
         error_weights: v_i, scaled to mean 1, [n].
         cv_rmse: cross-validated relative error, weighted by `error_weights`; 0.01 is 1 %.
@@ -74,6 +75,7 @@ class Physics:
     weight: FloatArray
     bias: float
     strength: float
+    members: FloatArray
     out_of_fold_ms: FloatArray
     error_weights: FloatArray
     cv_rmse: float
@@ -136,9 +138,11 @@ def fit_physics(samples: Samples, shares: FloatArray, folds: Folds, strengths: S
     """
     error_weights = np.ones(len(samples.latency_ms))
     for _ in range(_ROUNDS):
-        predicted_ms = _out_of_fold_ms(samples, shares, folds, error_weights, _TYPICAL_STRENGTH)
+        members = _members(samples, shares, folds, error_weights, _TYPICAL_STRENGTH)
+        predicted_ms = _out_of_fold_ms(samples, folds, members)
         error_weights = _error_weights(predicted_ms / samples.latency_ms - 1.0, samples.stderr)
-    candidates = [_out_of_fold_ms(samples, shares, folds, error_weights, value) for value in strengths]
+    ensembles = [_members(samples, shares, folds, error_weights, value) for value in strengths]
+    candidates = [_out_of_fold_ms(samples, folds, members) for members in ensembles]
     errors = [relative_rmse(ms, samples.latency_ms, error_weights) for ms in candidates]
     best = int(np.argmin(errors))
     coefficients = _solve(samples, shares, error_weights, strengths[best])
@@ -146,6 +150,7 @@ def fit_physics(samples: Samples, shares: FloatArray, folds: Folds, strengths: S
         weight=coefficients[:-1],
         bias=float(coefficients[-1]),
         strength=strengths[best],
+        members=ensembles[best],
         out_of_fold_ms=candidates[best],
         error_weights=error_weights,
         cv_rmse=errors[best],
@@ -157,15 +162,22 @@ def relative_rmse(predicted_ms: FloatArray, measured_ms: FloatArray, error_weigh
     return float(np.sqrt(np.average((predicted_ms / measured_ms - 1.0) ** 2, weights=error_weights)))
 
 
-def _out_of_fold_ms(
+def _members(
     samples: Samples, shares: FloatArray, folds: Folds, error_weights: FloatArray, strength: float
 ) -> FloatArray:
+    """Coefficients of the fit without each fold, [n_folds, n_features + 1]."""
+    members = []
+    for fitted, _ in folds:
+        part = Samples(samples.features[fitted], samples.latency_ms[fitted], samples.stderr[fitted])
+        members.append(_solve(part, shares, error_weights[fitted], strength))
+    return np.array(members)
+
+
+def _out_of_fold_ms(samples: Samples, folds: Folds, members: FloatArray) -> FloatArray:
     """Prediction of each sample by the fit to the other folds, [n]."""
     predicted = np.empty(len(samples.latency_ms))
-    for fitted, left_out in folds:
-        part = Samples(samples.features[fitted], samples.latency_ms[fitted], samples.stderr[fitted])
-        coefficients = _solve(part, shares, error_weights[fitted], strength)
-        predicted[left_out] = samples.features[left_out] @ coefficients[:-1] + coefficients[-1]
+    for (_, left_out), member in zip(folds, members, strict=True):
+        predicted[left_out] = samples.features[left_out] @ member[:-1] + member[-1]
     return predicted
 
 

@@ -130,6 +130,11 @@ class Encoding(nn.Module):
         """Number of features."""
         return int(self.feature_index.shape[0])
 
+    @property
+    def feature_layers(self) -> Tensor:
+        """Layer index of each feature, n_layers for the whole network, [n_features]."""
+        return (self.feature_index // len(TERMS)).clamp(max=self.n_layers)
+
     def feature_terms(self) -> list[tuple[int, str]]:
         """Layer index (n_layers for the whole network) and term of each feature, [n_features]."""
         names = [(layer, term) for layer in range(self.n_layers) for term in TERMS]

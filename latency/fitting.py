@@ -117,14 +117,14 @@ def fit(
     physics = fit_physics(samples, shares, folds, settings.strengths)
     with seeded(seed):
         n_directions = min(settings.n_directions, *samples.features.shape)
-        model = LPNet(encoding, n_directions, settings.mlp.n_hidden).double()
+        model = LPNet(encoding, n_directions, settings.mlp.n_hidden, settings.n_folds).double()
     _set_physics_(model, physics, samples.features)
     steps, cv_rmse = _fit_residual_(model, physics, samples, folds, settings, seed)
     methods: dict[str, Predict] = {
         "sum": lambda widths: physics.predict_ms(features_of(encoding, widths)),
         "macs": macs_baseline(space, train),
     }
-    manifest = describe(model, profile, space, seed, methods)
+    manifest = describe(model, profile, space, seed, methods, cv_rmse)
     return FitResult(_frozen(model), manifest, physics.strength, steps, cv_rmse, physics.cv_rmse)
 
 
@@ -152,7 +152,7 @@ def fit_mlp_on_widths(
     errors = [relative_rmse(ms, train.latency_ms, weights) for ms in predicted_ms]
     steps = int(np.argmin(errors)) * settings.check_every
     model.mlp, _ = train_mlp(task, settings, n_steps=steps, seed=seed)
-    manifest = describe(model, profile, space, seed, {"macs": macs_baseline(space, train)})
+    manifest = describe(model, profile, space, seed, {"macs": macs_baseline(space, train)}, min(errors))
     return FitResult(_frozen(model), manifest, math.nan, steps, min(errors), math.nan)
 
 
@@ -204,9 +204,16 @@ def macs_baseline(space: SearchSpace, train: ProfileArrays) -> Predict:
 
 
 def describe(
-    model: LatencyModel, profile: ProfileSet, space: SearchSpace, seed: int, methods: Mapping[str, Predict]
+    model: LatencyModel,
+    profile: ProfileSet,
+    space: SearchSpace,
+    seed: int,
+    methods: Mapping[str, Predict],
+    cv_rmse: float,
 ) -> LPNetManifest:
     """The manifest of a fitted model, with its error and that of other methods on the held-out networks."""
+    with torch.no_grad():
+        known = model.double().outputs(torch.from_numpy(profile.arrays("train").widths).double())
     kind = type(model).__name__
     held_out = profile.arrays("held_out")
     predictions: dict[str, Predict] = {kind: lambda widths: _predict_ms(model, widths), **methods}
@@ -227,6 +234,8 @@ def describe(
         profile_digest=profile.digest,
         n_train=len(profile.arrays("train").latency_ms),
         seed=seed,
+        cv_rmse=cv_rmse,
+        largest_spread=float(known["spread"].max()) if "spread" in known else None,
         metrics=metrics,
         noise_floor_mape=profile.noise_floor_mape,
         versions={name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
@@ -237,6 +246,7 @@ def _set_physics_(model: LPNet, physics: Physics, features: FloatArray) -> None:
     """Give the LPNet its sum, and its MLP inputs that are standardised over the training set."""
     model.weight = torch.from_numpy(physics.weight)
     model.bias = torch.tensor(physics.bias, dtype=torch.float64)
+    model.members = torch.from_numpy(physics.members)
     centred = features - features.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     # The sign of a singular vector is arbitrary: make it the same everywhere.

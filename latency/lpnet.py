@@ -11,6 +11,8 @@ MLP on the widths of the layers. Departures:
 
   P f are a few directions in which the features of the training set vary most: what a sum leaves over
   (caches, layout) hangs on sizes of the whole network, and some hundred samples teach no more.
+- Beside the latency it says how sure it is: fits of the sum that leave out one fold of the samples each, the
+  *members*, differ where few samples speak (the jackknife's standard error with groups left out).
 - The MLP's last layer starts at 0, so that training starts at the physics; a = 0 switches it off.
 
 `MlpOnWidths` is the paper's plain MLP behind the same interface, to compare with.
@@ -70,6 +72,10 @@ class LatencyModel(nn.Module):
             Latency in ms, [n], differentiable in `widths`.
         """
 
+    def outputs(self, widths: Tensor) -> dict[str, Tensor]:
+        """Everything that the ONNX file gives, by name: the latency, and what else the model knows."""
+        return {"latency_ms": self(widths)}
+
     def save(self, directory: Path, manifest: LPNetManifest) -> None:
         """Write `lpnet.safetensors`, `lpnet.onnx` and last `lpnet.json` into the folder, made if need be."""
         if manifest.kind != type(self).__name__:
@@ -88,6 +94,7 @@ class LPNet(LatencyModel):
         encoding: widths → features.
         weight: ms of each feature at full width, [n_features], non-negative.
         bias: ms of everything that does not change with the widths, [].
+        members: weights and, last, bias of the sum without one fold each, [n_members, n_features + 1].
         amplitude: largest absolute logarithm of the MLP's factor, [].
         projection: features → the directions that the MLP sees, [n_features, n_directions].
         mean: mean of each of the MLP's inputs over the training set, [1 + n_directions].
@@ -97,23 +104,26 @@ class LPNet(LatencyModel):
 
     weight: Tensor
     bias: Tensor
+    members: Tensor
     amplitude: Tensor
     projection: Tensor
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, encoding: Encoding, n_directions: int, n_hidden: int) -> None:
+    def __init__(self, encoding: Encoding, n_directions: int, n_hidden: int, n_members: int) -> None:
         """An LPNet that predicts 0 ms: its weights are the fit's to set.
 
         Args:
             encoding: widths → features.
             n_directions: directions among the features that the MLP sees.
             n_hidden: width of the MLP's hidden layer.
+            n_members: fits that the spread is taken from.
         """
         super().__init__()
         self.encoding = encoding
         self.register_buffer("weight", torch.zeros(encoding.n_features))
         self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("members", torch.zeros(n_members, encoding.n_features + 1))
         self.register_buffer("amplitude", torch.zeros(()))
         self.register_buffer("projection", torch.zeros(encoding.n_features, n_directions))
         self.register_buffer("mean", torch.zeros(1 + n_directions))
@@ -125,8 +135,8 @@ class LPNet(LatencyModel):
         """The LPNet with this state dict."""
         prefix = "encoding."
         constants = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-        n_hidden = state["mlp.0.weight"].shape[0]
-        model = cls(Encoding(constants), n_directions=state["projection"].shape[1], n_hidden=n_hidden)
+        n_hidden, n_members = state["mlp.0.weight"].shape[0], state["members"].shape[0]
+        model = cls(Encoding(constants), state["projection"].shape[1], n_hidden, n_members)
         model.load_state_dict(state)
         return model
 
@@ -159,6 +169,22 @@ class LPNet(LatencyModel):
         inputs = torch.cat([log_physics, features @ self.projection], dim=1)
         return (inputs - self.mean) / self.scale
 
+    def spread(self, widths: Tensor) -> Tensor:
+        """Standard error of the physics relative to it, [n], from the differences of its members."""
+        features: Tensor = self.encoding(widths)
+        each_ms = features @ self.members[:, :-1].T + self.members[:, -1]
+        n_members = self.members.shape[0]
+        variance = (n_members - 1) / n_members * (each_ms - each_ms.mean(1, keepdim=True)).square().sum(1)
+        return variance.sqrt() / self.physics_ms(features).clamp(min=_LEAST_MS)
+
+    def outputs(self, widths: Tensor) -> dict[str, Tensor]:
+        """Prediction, spread and each layer's share; see `LatencyModel.outputs`."""
+        return {
+            "latency_ms": self(widths),
+            "spread": self.spread(widths),
+            "layer_ms": self.contributions_ms(widths),
+        }
+
     def contributions_ms(self, widths: Tensor) -> Tensor:
         """Each layer's share of the predicted latency.
 
@@ -171,10 +197,10 @@ class LPNet(LatencyModel):
             Latency in ms, [n, n_layers + 1], that sums to the prediction over the last axis.
         """
         features: Tensor = self.encoding(widths)
-        layer = torch.tensor([index for index, _ in self.encoding.feature_terms()])
-        shares = features.new_zeros(len(features), self.encoding.n_layers + 1)
-        shares = shares.index_add(1, layer, features * self.weight)
-        shares[:, -1] += self.bias
+        n_shares = self.encoding.n_layers + 1
+        belongs = nn.functional.one_hot(self.encoding.feature_layers, n_shares).to(features.dtype)
+        shares = (features * self.weight) @ belongs
+        shares = torch.cat([shares[:, :-1], shares[:, -1:] + self.bias], dim=1)
         factor: Tensor = torch.exp(self.log_factor(features, shares.sum(dim=1)))
         return shares * factor.unsqueeze(1)
 
@@ -242,22 +268,34 @@ def load_model(directory: Path) -> LatencyModel:
 
 
 def onnx_bytes(model: LatencyModel) -> bytes:
-    """The model as an ONNX file: `widths` float32 [n, n_groups] → `latency_ms` float32 [n], any n."""
+    """The model as an ONNX file: `widths` float32 [n, n_groups] → `model.outputs`, any n."""
     example = torch.ones(2, model.n_groups)
+    names = list(model.outputs(example))
     with warnings.catch_warnings():
         # The exporter warns of its own internals, which nobody here can mend.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.eval(),
+            _AllOutputs(model.eval()),
             (example,),
             dynamo=True,
             input_names=["widths"],
-            output_names=["latency_ms"],
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("n")},),
             verbose=False,
         )
     assert program is not None
     return program.model_proto.SerializeToString()
+
+
+class _AllOutputs(nn.Module):
+    """A model whose forward gives all its outputs."""
+
+    def __init__(self, model: LatencyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, widths: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.outputs(widths).values())
 
 
 def small_mlp(n_inputs: int, n_hidden: int) -> nn.Sequential:

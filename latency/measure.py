@@ -97,6 +97,7 @@ class PairedMeasurement:
         n_pairs: number of ratios.
         n_preempted: samples during which the core was taken away, dropped or kept.
         converged: whether the interval is as narrow as the protocol wants, from unpreempted samples alone.
+        timed_s: time inside all samples, the dropped ones too, in seconds.
         ratios: candidate sample over the mean of its two neighbours, [n_pairs], in order of time.
         candidate_samples_ms: [n_pairs], per inference.
         reference_samples_ms: [n_pairs + 1], per inference.
@@ -111,6 +112,7 @@ class PairedMeasurement:
     n_pairs: int
     n_preempted: int
     converged: bool
+    timed_s: float
     ratios: tuple[float, ...]
     candidate_samples_ms: tuple[float, ...]
     reference_samples_ms: tuple[float, ...]
@@ -260,17 +262,21 @@ class _Tally:
 
     def __init__(self, max_dropped: int, deadline_ns: float) -> None:
         self.n_preempted = 0
+        self.timed_s = 0.0
         self.kept_preempted = False
         self._max_dropped = max_dropped
         self._deadline_ns = deadline_ns
 
     def clean_sample(self, net: TimedNet) -> float:
-        while (sample := net.sample()).preempted:
+        while True:
+            sample = net.sample()
+            self.timed_s += 1e-3 * sample.ms * net.n_inferences
+            if not sample.preempted:
+                return sample.ms
             self.n_preempted += 1
             if self.n_preempted > self._max_dropped or net.clock.wall_ns() > self._deadline_ns:
                 self.kept_preempted = True
-                break
-        return sample.ms
+                return sample.ms
 
 
 def _summary(
@@ -287,6 +293,7 @@ def _summary(
         n_pairs=len(ratios),
         n_preempted=tally.n_preempted,
         converged=converged,
+        timed_s=tally.timed_s,
         ratios=tuple(ratios),
         candidate_samples_ms=tuple(candidates),
         reference_samples_ms=tuple(references),

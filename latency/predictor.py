@@ -25,8 +25,13 @@ from latency.session import make_session
 FloatArray = npt.NDArray[np.float64]
 
 FORMAT_NAME = "trimms lpnet"
-# 1: first version.
-FORMAT_VERSION = 1
+# 1: first version. 2: `cv_rmse` and `largest_spread` in the manifest, `spread` and `layer_ms` in the ONNX file.
+FORMAT_VERSION = 2
+
+# Half the width of a 95 % interval of a normal distribution, in standard errors.
+_Z95 = 1.96
+# Spread from which a network counts as unlike those profiled, relative to their largest.
+_OUT_OF_RANGE = 1.5
 
 ONNX_FILE = "lpnet.onnx"
 WEIGHTS_FILE = "lpnet.safetensors"
@@ -49,6 +54,9 @@ class LPNetManifest:
         profile_digest: the profile it was fitted to.
         n_train: networks it was fitted to.
         seed: seed of the fit.
+        cv_rmse: cross-validated relative error, outliers weighted down, 0.01 is 1 %.
+        largest_spread: largest relative standard error (`spread`) over the networks it was fitted to; None
+            for a kind of model that knows none.
         metrics: agreement with the held-out networks by method, the model's own under `kind`; empty where
             nothing was held out.
         noise_floor_mape: error of one measurement of a held-out network against the mean of its repetitions,
@@ -67,6 +75,8 @@ class LPNetManifest:
     profile_digest: str
     n_train: int
     seed: int
+    cv_rmse: float
+    largest_spread: float | None
     metrics: Mapping[str, PredictionMetrics]
     noise_floor_mape: float | None
     versions: Mapping[str, str]
@@ -96,6 +106,8 @@ class LPNetManifest:
             "profile_digest": self.profile_digest,
             "n_train": self.n_train,
             "seed": self.seed,
+            "cv_rmse": self.cv_rmse,
+            "largest_spread": self.largest_spread,
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
             "noise_floor_mape": self.noise_floor_mape,
             "versions": dict(self.versions),
@@ -111,6 +123,26 @@ class LPNetManifest:
         fields["fingerprint"] = DeviceFingerprint.from_json(record["fingerprint"])
         fields["metrics"] = {name: PredictionMetrics.from_json(m) for name, m in record["metrics"].items()}
         return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predicted latencies with what is known about them.
+
+    Attributes:
+        latency_ms: [n].
+        low_ms: lower end of the 95 % interval, [n].
+        high_ms: upper end, [n].
+        out_of_range: whether fewer measured networks speak for it than for any of those profiled, [n].
+        layer_ms: each layer's share in the order of the manifest's names, what belongs to no layer last,
+            [n, n_layers + 1].
+    """
+
+    latency_ms: FloatArray
+    low_ms: FloatArray
+    high_ms: FloatArray
+    out_of_range: npt.NDArray[np.bool_]
+    layer_ms: FloatArray
 
 
 class Predictor:
@@ -176,6 +208,31 @@ class Predictor:
             return np.zeros(0)
         (latency_ms,) = self._session.run(["latency_ms"], {"widths": vectors.astype(np.float32)})
         return np.asarray(latency_ms, dtype=np.float64)
+
+    def predict(self, widths: npt.ArrayLike) -> Prediction:
+        """Predictions with their 95 % intervals and the layers' shares; see `predict_ms`.
+
+        The interval is 1.96 times the cross-validated error and the members' spread, as independent errors.
+
+        Raises:
+            WidthError: as `predict_ms`.
+            ProfileError: this kind of model knows the latency alone.
+        """
+        if self.manifest.largest_spread is None:
+            raise ProfileError(f"A {self.manifest.kind} predicts the latency alone; fit an LPNet.")
+        vectors = self._checked(widths).astype(np.float32)
+        names = ["latency_ms", "spread", "layer_ms"]
+        latency_ms, spread, layer_ms = (
+            np.asarray(value, dtype=np.float64) for value in self._session.run(names, {"widths": vectors})
+        )
+        half = _Z95 * np.sqrt(self.manifest.cv_rmse**2 + spread**2)
+        return Prediction(
+            latency_ms=latency_ms,
+            low_ms=latency_ms * np.exp(-half),
+            high_ms=latency_ms * np.exp(half),
+            out_of_range=spread > _OUT_OF_RANGE * self.manifest.largest_spread,
+            layer_ms=layer_ms,
+        )
 
     def _checked(self, widths: npt.ArrayLike) -> FloatArray:
         manifest = self.manifest
@@ -251,7 +308,8 @@ def _require_format(record: Mapping[str, Any], path: Path) -> None:
         raise ProfileError(f"{path} is no LPNet: its format is {record['format']!r}, not {FORMAT_NAME!r}.")
     if record["version"] != FORMAT_VERSION:
         raise ProfileError(
-            f"{path} has format version {record['version']}, known here is {FORMAT_VERSION}; update trimms."
+            f"{path} has format version {record['version']}, known here is {FORMAT_VERSION}; fit again, or update "
+            "trimms if it is a later one."
         )
 
 

@@ -1,7 +1,7 @@
 """Profiling: measure many candidates of a network on this device, resumable at any moment."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -24,8 +24,25 @@ PROFILING_PROTOCOL = Protocol(max_pairs=64)
 ResNet-18 at 32 px was 8 % off the mean of two with 16 pairs a candidate and still 6 % with 200. More candidates
 teach a predictor more than more pairs."""
 
+_MOST_PAIRS = 2000
+"""Where a precision is asked for, it may take this many pairs a network."""
+
 # So many failures one after the other are the network's or the machine's fault, not the candidates'.
 _MOST_FAILURES_IN_A_ROW = 10
+
+
+def profiling_protocol(precision: float | None = None) -> Protocol:
+    """How candidates are measured: as usual, or until a precision is reached.
+
+    Args:
+        precision: half-width of the 95 % interval of each latency, relative; None is the usual one.
+
+    Raises:
+        InputError: the precision is not above 0.
+    """
+    if precision is None:
+        return PROFILING_PROTOCOL
+    return Protocol(max_pairs=_MOST_PAIRS, relative_precision=precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,8 @@ class ProfilePlan:
     Attributes:
         n_candidates: networks to train a predictor on.
         n_held_out: networks to judge it by, each measured twice, at different times.
+        minutes: time after which no further network is begun, second measurements kept room for; None is no
+            limit.
         seed: seed of their choice.
         protocol: how each is measured.
         grid: widths they take; None to find the device's step by probing.
@@ -43,6 +62,7 @@ class ProfilePlan:
 
     n_candidates: int = 300
     n_held_out: int = 60
+    minutes: float | None = None
     seed: int = 0
     protocol: Protocol = PROFILING_PROTOCOL
     grid: Grid | None = None
@@ -54,6 +74,8 @@ class ProfilePlan:
                 "A profile needs at least 1 candidate and 0 held-out ones, got "
                 f"{self.n_candidates} and {self.n_held_out}."
             )
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"Profiling takes more than 0 minutes, got {self.minutes:g}.")
 
 
 def profile(
@@ -98,10 +120,11 @@ def profile(
         )
         keys = list(measuring_order(chosen))
         missing = [key for key in keys if key not in journal.keys]
+        planned = missing if plan.minutes is None else within_time(missing, journal.keys, 60 * plan.minutes)
         bar = tqdm(
-            missing,
-            "profiling",
-            len(keys),
+            planned,
+            "profiling" if plan.minutes is None else f"profiling for {plan.minutes:g} min",
+            len(keys) if plan.minutes is None else None,
             unit="net",
             initial=len(keys) - len(missing),
             disable=not show_progress,
@@ -124,6 +147,34 @@ def measuring_order(chosen: SplitWidths) -> Iterator[RowKey]:
         if single is not None:
             yield single
     yield from (_key(list(widths), "held_out", 1) for widths, _, _ in held_out)
+
+
+def within_time(
+    keys: Sequence[RowKey],
+    measured: Collection[RowKey],
+    seconds: float,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[RowKey]:
+    """Keys until the time is up, with the second measurement of every held-out network that has a first one.
+
+    Args:
+        keys: what is missing, second passes at the end.
+        measured: what is there already.
+        seconds: time from the first key on.
+        now: the clock, in seconds.
+    """
+    firsts = {widths for widths, split, pass_index in measured if split == "held_out" and not pass_index}
+    repeats = [key for key in keys if key[2]]
+    start = now()
+    for n_done, key in enumerate(keys):
+        elapsed = now() - start
+        n_owed = sum(widths in firsts for widths, _, _ in repeats)
+        if key[2] or elapsed + n_owed * elapsed / max(n_done, 1) >= seconds:
+            break
+        yield key
+        if key[1] == "held_out":
+            firsts.add(key[0])
+    yield from (key for key in repeats if key[0] in firsts)
 
 
 def _key(widths: list[int], split: Split, pass_index: int) -> RowKey:
@@ -157,7 +208,7 @@ def _ensure_header(
 
 
 def _measure_all(
-    keys: "tqdm[RowKey]",
+    keys: Iterable[RowKey],
     journal: ProfileJournal,
     worker: Worker,
     on_row: Callable[[ProfileRow], None] | None,

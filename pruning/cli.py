@@ -3,24 +3,32 @@
 Nothing here imports torch before a command needs it: `profile`, `predict` and `verify` run without it.
 """
 
-import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from latency.errors import EnvironmentFailure as LatencyEnvironmentFailure
-from latency.errors import LatencyError
-from pruning.errors import EnvironmentFailure, PruningError, SettingError
-from pruning.run import RunDirectory, RunSettings
-
-MISSED_BUDGET, USER_ERROR, ENVIRONMENT_FAILURE, INTERRUPTED = 1, 2, 3, 130
-"""Exit codes besides 0, which means: done, and where a latency was measured, within the budget."""
-
-Command = Callable[..., Any]
+from pruning.cli_options import (
+    MISSED_BUDGET,
+    PROFILING,
+    announce,
+    batch_option,
+    budget_options,
+    device_options,
+    finetune_options,
+    guarded,
+    json_option,
+    network_options,
+    out_option,
+    profile_options,
+    profiling,
+    run_settings,
+    search_option,
+    seed_option,
+    show,
+)
+from pruning.run import RunDirectory
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,159 +49,13 @@ def main() -> None:
     cli()
 
 
-def parse_input_shape(text: str) -> tuple[int, int, int, int]:
-    """(batch, channels, height, width) from text such as `1x3x224x224`.
-
-    Raises:
-        SettingError: the text is not four positive numbers.
-    """
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise SettingError(
-            f"--input-size '{text}' is not batch x channels x height x width, such as 1x3x224x224."
-        )
-    batch, channels, height, width = (int(part) for part in parts)
-    return batch, channels, height, width
-
-
-def _guarded(command: Command) -> Command:
-    """Turns this project's errors into one line and an exit code."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except (LatencyError, PruningError) as error:
-            click.echo(f"trimms: {error}", err=True)
-            environment = isinstance(error, LatencyEnvironmentFailure | EnvironmentFailure)
-            code = ENVIRONMENT_FAILURE if environment else USER_ERROR
-        except KeyboardInterrupt:
-            click.echo("\ntrimms: stopped; give the same command again to go on.", err=True)
-            code = INTERRUPTED
-        except ModuleNotFoundError as error:
-            click.echo(
-                f"trimms: this command needs '{error.name}'; install it with: pip install 'trimms[prune]'",
-                err=True,
-            )
-            code = ENVIRONMENT_FAILURE
-        sys.exit(code or 0)
-
-    return guarded
-
-
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-_out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
-_device = _options(
-    click.option("--threads", type=int, default=1, show_default=True, help="Threads of one inference."),
-    click.option(
-        "--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, openvino, cuda, …"
-    ),
-)
-_batch = click.option(
-    "--batch-size", type=int, default=None, help="Images per inference; instead of the one in --input-size."
-)
-_what = _options(
-    click.option("--model", required=True, help="torchvision:NAME, timm:NAME or path/to/file.py:factory."),
-    click.option("--weights", type=click.Path(path_type=Path), help="Weights: safetensors or a torch file."),
-    click.option("--data", required=True, help="digits, cifar10:ROOT, folder:ROOT or npz:FILE."),
-    click.option(
-        "--input-size", required=True, help="Batch x channels x height x width, such as 1x3x224x224."
-    ),
-    click.option(
-        "--normalisation", help="imagenet, cifar, half, none or mean/std; the data's usual one if left out."
-    ),
-    click.option(
-        "--train-epochs",
-        type=int,
-        default=0,
-        show_default=True,
-        help="Train the network first, so many epochs.",
-    ),
-    click.option(
-        "--keep-unknown",
-        is_flag=True,
-        help="Keep all channels that an operator which is not understood touches, instead of refusing.",
-    ),
-)
-_candidates = _options(
-    click.option("--candidates", type=int, default=300, show_default=True, help="Networks to measure."),
-    click.option("--held-out", type=int, default=60, show_default=True, help="Networks to judge LPNet by."),
-)
-_budget = _options(
-    click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
-    click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
-)
-_search = click.option(
-    "--search-epochs", type=int, default=4, show_default=True, help="Epochs of the gates' search."
-)
-_finetune = _options(
-    click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
-    click.option(
-        "--train-batch-size", type=int, default=64, show_default=True, help="Images per training step."
-    ),
-)
-
-
-def _settings(
-    model: str,
-    weights: Path | None,
-    data: str,
-    input_size: str,
-    normalisation: str | None,
-    train_epochs: int,
-    keep_unknown: bool,
-    seed: int,
-    batch_size: int | None,
-) -> RunSettings:
-    from pruning.files import file_sha256
-
-    batch, *image = parse_input_shape(input_size)
-    if weights is not None and not weights.is_file():
-        raise SettingError(
-            f"--weights '{weights}' does not exist; give a safetensors file or a torch state dict."
-        )
-    return RunSettings(
-        model=model,
-        data=data,
-        input_shape=(batch_size or batch, image[0], image[1], image[2]),
-        weights=None if weights is None else str(weights),
-        weights_sha256=None if weights is None else file_sha256(weights),
-        train_epochs=train_epochs,
-        normalisation=normalisation,
-        seed=seed,
-        keep_unknown=keep_unknown,
-    )
-
-
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result: JSON for machines, aligned lines for people."""
-    if as_json:
-        click.echo(json.dumps(result, indent=1))
-        return
-    shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
-    width = max((len(name) for name in shown), default=0)
-    for name, value in shown.items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        click.echo(f"{name.replace('_', ' '):{width}}  {text}")
-
-
 @cli.command()
-@_what
-@_batch
-@_seed
-@_out
-@_json
-@_guarded
+@network_options
+@batch_option
+@seed_option
+@out_option
+@json_option
+@guarded
 def trace(out: Path, as_json: bool, **what: Any) -> None:
     """Trace the network and find its channel groups.
 
@@ -205,8 +67,8 @@ def trace(out: Path, as_json: bool, **what: Any) -> None:
     from pruning.stages import Workbench, trace_stage
 
     run = RunDirectory(out)
-    result = trace_stage(Workbench(run, _settings(**what)))
-    _show(result, as_json)
+    result = trace_stage(Workbench(run, run_settings(**what)))
+    show(result, as_json)
     if not as_json:
         for name, width in result["widths"].items():
             click.echo(f"  {width:5} channels  {name}")
@@ -219,10 +81,10 @@ def trace(out: Path, as_json: bool, **what: Any) -> None:
     "--max-width", type=int, default=256, show_default=True, help="Measure from 1 channel to so many."
 )
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Images per inference.")
-@_device
-@_out
-@_json
-@_guarded
+@device_options
+@out_option
+@json_option
+@guarded
 def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: int, provider: str) -> None:
     """Find this device's channel steps from single convolutions, and draw them. Needs no network, no torch.
 
@@ -235,7 +97,7 @@ def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: in
 
     settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
     result = probe_stage(RunDirectory(out), settings, max_width=max_width)
-    _show(result, as_json)
+    show(result, as_json)
     if not as_json:
         for curve in result["staircases"]:
             cliff = f", fast path at multiples of {curve['cliff']}" if curve["cliff"] > 1 else ""
@@ -243,39 +105,32 @@ def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: in
 
 
 @cli.command()
-@_candidates
-@_device
-@_seed
-@_out
-@_json
-@_guarded
-def profile(
-    out: Path, as_json: bool, candidates: int, held_out: int, threads: int, provider: str, seed: int
-) -> None:
+@profile_options
+@device_options
+@seed_option
+@out_option
+@json_option
+@guarded
+def profile(out: Path, as_json: bool, seed: int, **how: Any) -> None:
     """Measure candidate networks on this device. Needs only base.onnx in the run directory, no torch.
 
     \b
-    Example:
+    Examples:
       trimms profile --out runs/mobilenet --candidates 300 --threads 1
+      trimms profile --out runs/mobilenet --minutes 10
+      trimms profile --out runs/mobilenet --until-mape 1% --precision 0.5%
     """
     from pruning.device_stages import profile_stage
 
-    result = profile_stage(
-        RunDirectory(out),
-        provider=provider,
-        threads=threads,
-        n_candidates=candidates,
-        n_held_out=held_out,
-        seed=seed,
-    )
-    _show(result, as_json)
+    result = profile_stage(RunDirectory(out), profiling(**how), seed=seed, announce=announce)
+    show(result, as_json)
 
 
 @cli.command()
-@_seed
-@_out
-@_json
-@_guarded
+@seed_option
+@out_option
+@json_option
+@guarded
 def fit(out: Path, as_json: bool, seed: int) -> None:
     """Train LPNet, the latency predictor, on the profile.
 
@@ -285,17 +140,17 @@ def fit(out: Path, as_json: bool, seed: int) -> None:
     """
     from pruning.stages import fit_stage
 
-    _show(fit_stage(RunDirectory(out), seed), as_json)
+    show(fit_stage(RunDirectory(out), seed), as_json)
 
 
 @cli.command()
 @click.option("--widths", help="Comma-separated widths of all groups, in the order of `trimms trace`.")
 @click.option("--scale", type=float, help="The same share of every group's width, in (0, 1].")
-@_out
-@_json
-@_guarded
+@out_option
+@json_option
+@guarded
 def predict(out: Path, as_json: bool, widths: str | None, scale: float | None) -> None:
-    """Predict the latency of a pruned network. Needs no torch.
+    """Predict the latency of a pruned network, and where its time goes. Needs no torch.
 
     \b
     Examples:
@@ -304,16 +159,21 @@ def predict(out: Path, as_json: bool, widths: str | None, scale: float | None) -
     """
     from pruning.device_stages import predict_stage
 
-    _show(predict_stage(RunDirectory(out), widths=widths, scale=scale), as_json)
+    result = predict_stage(RunDirectory(out), widths=widths, scale=scale)
+    show(result, as_json)
+    if not as_json:
+        slowest = sorted(result["layer_ms"].items(), key=lambda item: -item[1])[:10]
+        for name, layer_ms in slowest:
+            click.echo(f"  {layer_ms:8.4f} ms  {layer_ms / result['predicted_ms']:5.1%}  {name}")
 
 
 @cli.command()
-@_budget
-@_search
-@_finetune
-@_out
-@_json
-@_guarded
+@budget_options
+@search_option
+@finetune_options
+@out_option
+@json_option
+@guarded
 def prune(
     out: Path,
     as_json: bool,
@@ -334,14 +194,14 @@ def prune(
 
     bench = Workbench(RunDirectory(out))
     options = SearchOptions(epochs=search_epochs, batch_size=train_batch_size)
-    _show(prune_stage(bench, Budget(budget_ms, speedup), options), as_json)
+    show(prune_stage(bench, Budget(budget_ms, speedup), options), as_json)
 
 
 @cli.command()
-@_finetune
-@_out
-@_json
-@_guarded
+@finetune_options
+@out_option
+@json_option
+@guarded
 def finetune(out: Path, as_json: bool, epochs: int, train_batch_size: int) -> None:
     """Slim the network by the plan, fine-tune it, and export it.
 
@@ -352,14 +212,14 @@ def finetune(out: Path, as_json: bool, epochs: int, train_batch_size: int) -> No
     from pruning.stages import FinetuneOptions, Workbench, finetune_stage
 
     bench = Workbench(RunDirectory(out))
-    _show(finetune_stage(bench, FinetuneOptions(epochs=epochs, batch_size=train_batch_size)), as_json)
+    show(finetune_stage(bench, FinetuneOptions(epochs=epochs, batch_size=train_batch_size)), as_json)
 
 
 @cli.command()
 @click.option("--renew", is_flag=True, help="Write a new certificate for the files as they are.")
-@_out
-@_json
-@_guarded
+@out_option
+@json_option
+@guarded
 def verify(out: Path, as_json: bool, renew: bool) -> int:
     """Measure the pruned network against the dense one and check the certificate. Needs no torch.
 
@@ -372,35 +232,31 @@ def verify(out: Path, as_json: bool, renew: bool) -> int:
     from pruning.device_stages import verify_stage
 
     result, code = verify_stage(RunDirectory(out), renew=renew)
-    _show(result, as_json)
+    show(result, as_json)
     return code
 
 
 @cli.command()
-@_what
-@_batch
-@_budget
-@_device
-@_candidates
-@_search
-@_finetune
-@_seed
-@_out
-@_json
-@_guarded
+@network_options
+@batch_option
+@budget_options
+@device_options
+@profile_options
+@search_option
+@finetune_options
+@seed_option
+@out_option
+@json_option
+@guarded
 def run(
     out: Path,
     as_json: bool,
     budget_ms: float | None,
     speedup: float | None,
-    threads: int,
-    provider: str,
-    candidates: int,
-    held_out: int,
     search_epochs: int,
     epochs: int,
     train_batch_size: int,
-    **what: Any,
+    **rest: Any,
 ) -> int:
     """All stages: trace, profile, fit, prune, fine-tune, export, measure, certify, report.
 
@@ -416,19 +272,17 @@ def run(
     from pruning.search import SearchOptions
     from pruning.stages import Budget, FinetuneOptions
 
+    how = profiling(**{name: rest.pop(name) for name in PROFILING})
     options = RunOptions(
-        settings=_settings(**what),
+        settings=run_settings(**rest),
         budget=Budget(budget_ms, speedup),
-        provider=provider,
-        threads=threads,
-        n_candidates=candidates,
-        n_held_out=held_out,
+        profile=how,
         search=SearchOptions(epochs=search_epochs, batch_size=train_batch_size),
         finetune=FinetuneOptions(epochs=epochs, batch_size=train_batch_size),
         command=" ".join(["trimms", *sys.argv[1:]]),
     )
-    result = run_all(RunDirectory(out), options, announce=lambda line: click.echo(line, err=True))
-    _show(result, as_json)
+    result = run_all(RunDirectory(out), options, announce=announce)
+    show(result, as_json)
     if not as_json:
         click.echo(verdict(result))
     return 0 if result["within_budget"] else MISSED_BUDGET

@@ -1,6 +1,8 @@
 """Stages that run on the device: probe, profile, predict, verify. They need no torch."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +14,7 @@ from latency.predictor import Predictor
 from latency.probe import KINDS, probe_step
 from latency.probing import DeviceProbe, require_probed_here
 from latency.profiles import read_profile
-from latency.profiling import ProfilePlan, profile
+from latency.profiling import ProfilePlan, profile, profiling_protocol
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.errors import SettingError
@@ -68,17 +70,59 @@ def _advance(bar: "tqdm[Any]", done: int) -> None:
     bar.update(done - bar.n)
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """How the device is profiled.
+
+    Attributes:
+        provider: ONNX Runtime provider of the device.
+        threads: threads of one inference.
+        n_candidates: networks to measure for LPNet; at most so many where a time or an error ends it.
+        n_held_out: networks to judge LPNet by.
+        minutes: time to measure for; None is no limit.
+        until_mape: error of LPNet to reach, 0.01 is 1 %; None is not to look. Needs torch.
+        precision: half-width of the 95 % interval that each measurement is to reach, relative; None is the
+            default's.
+    """
+
+    provider: str = "cpu"
+    threads: int = 1
+    n_candidates: int = 300
+    n_held_out: int = 60
+    minutes: float | None = None
+    until_mape: float | None = None
+    precision: float | None = None
+
+
 def profile_stage(
-    run: RunDirectory, *, provider: str, threads: int, n_candidates: int, n_held_out: int, seed: int
+    run: RunDirectory,
+    options: ProfileOptions,
+    *,
+    seed: int,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure candidates of the run's network on this device; goes on where it was interrupted."""
     base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
     batch_size = SearchSpace.load(base).input_shape[0]
-    settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
+    settings = DeviceSettings.parse(options.provider, threads=options.threads, batch_size=batch_size)
     known = run.file("probe.json")
     probe = require_probed_here(DeviceProbe.read(known), settings, known) if known.is_file() else None
-    plan = ProfilePlan(n_candidates=n_candidates, n_held_out=n_held_out, seed=seed, probe=probe)
-    profile(base, run.file("profile.jsonl"), settings, plan)
+    plan = ProfilePlan(
+        n_candidates=options.n_candidates,
+        n_held_out=options.n_held_out,
+        minutes=options.minutes,
+        seed=seed,
+        protocol=profiling_protocol(options.precision),
+        probe=probe,
+    )
+    if options.until_mape is None:
+        profile(base, run.file("profile.jsonl"), settings, plan)
+    else:
+        from latency.adaptive import profile_until
+
+        profile_until(
+            base, run.file("profile.jsonl"), settings, plan, mape=options.until_mape, announce=announce
+        )
     return profile_summary(run)
 
 
@@ -100,15 +144,21 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
 
 
 def predict_stage(run: RunDirectory, *, widths: str | None, scale: float | None) -> dict[str, Any]:
-    """Predicted latency at given widths, or at one share of all of them."""
+    """Predicted latency at given widths, or at one share of all of them, and where the time goes."""
     predictor = Predictor.load(run.require("lpnet", "run `trimms fit` first"))
     full = np.array(predictor.manifest.full_widths)
     vector = _widths(full, widths, scale)
     groups = zip(predictor.manifest.group_names, vector.tolist(), strict=True)
+    found = predictor.predict(vector[None])
+    names = (*predictor.manifest.layer_names, "(no single layer)")
     return {
-        "predicted_ms": float(predictor.predict_ms(vector[None])[0]),
+        "predicted_ms": float(found.latency_ms[0]),
+        "low_ms": float(found.low_ms[0]),
+        "high_ms": float(found.high_ms[0]),
+        "out_of_range": bool(found.out_of_range[0]),
         "dense_ms": predictor.manifest.reference_ms,
         "widths": dict(groups),
+        "layer_ms": dict(zip(names, found.layer_ms[0].tolist(), strict=True)),
     }
 
 

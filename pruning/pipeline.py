@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pruning.device_stages import profile_stage, verification_summary
+from pruning.device_stages import ProfileOptions, profile_stage, verification_summary
 from pruning.report_inputs import write_run_report
 from pruning.run import RunDirectory, RunSettings
 from pruning.search import SearchOptions
@@ -33,10 +33,7 @@ class RunOptions:
     Attributes:
         settings: what is pruned.
         budget: latency to meet.
-        provider: ONNX Runtime provider of the device.
-        threads: threads of one inference.
-        n_candidates: networks to measure for LPNet.
-        n_held_out: networks to judge LPNet by.
+        profile: how the device is profiled.
         search: how channels are searched for.
         finetune: how the slim network is fine-tuned.
         command: the command that repeats the run, for the report.
@@ -44,10 +41,7 @@ class RunOptions:
 
     settings: RunSettings
     budget: Budget
-    provider: str = "cpu"
-    threads: int = 1
-    n_candidates: int = 300
-    n_held_out: int = 60
+    profile: ProfileOptions = field(default_factory=ProfileOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     command: str = ""
@@ -73,14 +67,7 @@ def run_all(
     announce("1/7 trace: find the network's channel groups")
     trace_stage(bench)
     announce("2/7 profile: measure candidate networks on this device")
-    profile_stage(
-        run,
-        provider=options.provider,
-        threads=options.threads,
-        n_candidates=options.n_candidates,
-        n_held_out=options.n_held_out,
-        seed=options.settings.seed,
-    )
+    profile_stage(run, options.profile, seed=options.settings.seed, announce=announce)
     announce("3/7 fit: train the latency predictor")
     fit_stage(run, options.settings.seed)
     budget_ms = feasible_budget_ms(bench, options.budget)

@@ -16,7 +16,7 @@ from torch import nn
 from latency.fitting import fit
 from latency.lpnet import LatencyModel
 from latency.lpnet import load_model as load_latency_model
-from latency.predictor import Predictor
+from latency.predictor import FORMAT_VERSION, Predictor
 from latency.profiles import ProfileSet, read_profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
@@ -207,7 +207,7 @@ def train_stage(bench: Workbench) -> dict[str, Any]:
 def fit_stage(run: RunDirectory, seed: int) -> dict[str, Any]:
     """Fit LPNet to the profile: `lpnet/`."""
     profile = read_profile(run.require("profile.jsonl", "run `trimms profile` first"))
-    inputs = {"profile": profile.digest, "seed": seed}
+    inputs = {"profile": profile.digest, "seed": seed, "format": FORMAT_VERSION}
     known = run.finished("fit", inputs)
     if known is not None and run.file("lpnet").is_dir():
         return known

@@ -137,6 +137,7 @@ def pooled(parts: Sequence[PairedMeasurement]) -> PairedMeasurement:
         n_pairs=len(ratios),
         n_preempted=sum(part.n_preempted for part in parts),
         converged=all(part.converged for part in parts),
+        timed_s=sum(part.timed_s for part in parts),
         ratios=ratios,
         candidate_samples_ms=tuple(ms for part in parts for ms in part.candidate_samples_ms),
         reference_samples_ms=tuple(ms for part in parts for ms in part.reference_samples_ms),

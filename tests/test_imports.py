@@ -23,7 +23,7 @@ LAYERS = {
         ("candidate", "grid", "in_memory", "space"),
         ("device", "measure", "probe", "probing", "session", "timing"),
         ("journal", "profiles", "profiling", "sampling", "worker"),
-        ("_physics", "_residual", "encoding", "fitting", "lpnet", "predictor"),
+        ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "predictor"),
     ),
     "pruning": (
         ("errors", "files", "records"),
@@ -42,7 +42,7 @@ LAYERS = {
         ("device_stages", "stages"),
         ("report", "report_inputs"),
         ("pipeline",),
-        ("cli",),
+        ("cli", "cli_options"),
     ),
 }
 
@@ -51,9 +51,21 @@ NOT_ON_A_DEVICE = (
     *("jinja2", "matplotlib", "onnx_ir", "onnxscript", "pandas", "PIL", "safetensors", "sklearn"),
     *("timm", "torch", "torchvision"),
 )
-FITTING = tuple(f"latency.{name}" for name in ("_physics", "_residual", "encoding", "fitting", "lpnet"))
+FITTING = tuple(
+    f"latency.{name}" for name in ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet")
+)
 # `trimms profile`, `predict` and `verify` run through these.
-ON_A_DEVICE = ("certificate", "cli", "device_stages", "errors", "files", "records", "run", "verify")
+ON_A_DEVICE = (
+    "certificate",
+    "cli",
+    "cli_options",
+    "device_stages",
+    "errors",
+    "files",
+    "records",
+    "run",
+    "verify",
+)
 
 
 def sources(package):

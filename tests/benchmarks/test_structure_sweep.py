@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
-from benchmarks.structure_sweep import TOLERANCE, check, default_models, main
+from networks import default_models
+from structure_sweep import TOLERANCE, check, main
 
 ROOT = Path(__file__).parents[2]
 

@@ -199,6 +199,20 @@ def test_weights_are_those_of_a_physical_device(on_staircase: FitResult) -> None
     assert removed[1:3].tolist() == [0.0, 0.0]
 
 
+def test_intervals_cover_the_held_out_networks_and_grow_away_from_the_profile(
+    tmp_path: Path, on_congested: FitResult
+) -> None:
+    on_congested.save(tmp_path)
+    predictor = Predictor.load(tmp_path)
+    held_out = make_profile(congested_ms, n_train=200).arrays("held_out")
+    found = predictor.predict(held_out.widths)
+    inside = (found.low_ms <= held_out.latency_ms) & (held_out.latency_ms <= found.high_ms)
+    assert 0.9 <= inside.mean() <= 1.0
+    assert (found.high_ms / found.low_ms - 1 < 0.1).all()
+    np.testing.assert_allclose(found.layer_ms.sum(axis=1), found.latency_ms, rtol=1e-5)
+    assert found.out_of_range.mean() < 0.1
+
+
 def test_the_manifest_says_what_the_model_is_for(on_staircase: FitResult) -> None:
     manifest = on_staircase.manifest
     assert manifest.structure_hash == SPACE.structure_hash

@@ -58,9 +58,11 @@ LAYERS = (
 def lpnet() -> LPNet:
     """An LPNet with every part at work."""
     torch.manual_seed(0)
-    model = LPNet(Encoding.from_space(LAYERS, GROUPS, GRID), n_directions=3, n_hidden=8)
+    model = LPNet(Encoding.from_space(LAYERS, GROUPS, GRID), n_directions=3, n_hidden=8, n_members=4)
     model.weight.uniform_(0.05, 1.0)
     model.bias.fill_(0.5)
+    model.members.copy_(torch.cat([model.weight, model.bias[None]]))
+    model.members[:, 0] *= torch.linspace(0.9, 1.1, 4)
     model.amplitude.fill_(0.2)
     model.projection.normal_()
     model.scale.uniform_(0.5, 2.0)
@@ -90,6 +92,8 @@ def manifest_of(model: LatencyModel) -> LPNetManifest:
         profile_digest="0123456789abcdef",
         n_train=100,
         seed=0,
+        cv_rmse=0.01,
+        largest_spread=0.02 if isinstance(model, LPNet) else None,
         metrics={},
         noise_floor_mape=None,
         versions={},
@@ -112,10 +116,20 @@ def test_the_residual_multiplies_the_sum_within_its_bounds(lpnet: LPNet) -> None
 
 
 def test_a_new_residual_changes_nothing(lpnet: LPNet) -> None:
-    fresh = LPNet(lpnet.encoding, n_directions=3, n_hidden=8)
+    fresh = LPNet(lpnet.encoding, n_directions=3, n_hidden=8, n_members=4)
     fresh.weight, fresh.amplitude = lpnet.weight, lpnet.amplitude
     features = lpnet.encoding(random_widths(10))
     torch.testing.assert_close(fresh.from_features(features), features @ lpnet.weight, rtol=0, atol=0)
+
+
+def test_the_spread_is_the_standard_error_of_leaving_out_folds(lpnet: LPNet) -> None:
+    widths = random_widths(20).double()
+    lpnet = lpnet.double()
+    features = lpnet.encoding(widths)
+    each_ms = torch.stack([features @ member[:-1] + member[-1] for member in lpnet.members], dim=1)
+    standard_error_ms = 3 / 2 * each_ms.std(dim=1)  # √((k - 1) / k · Σ δ²), k = 4; std divides by k - 1
+    torch.testing.assert_close(lpnet.spread(widths), standard_error_ms / lpnet.physics_ms(features))
+    assert lpnet.spread(widths).max() > 0.001
 
 
 def test_without_amplitude_the_prediction_is_the_sum(lpnet: LPNet) -> None:

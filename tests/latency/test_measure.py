@@ -89,6 +89,7 @@ def test_samples_alternate_and_every_candidate_lies_between_two_references():
     assert machine.log == ["reference", "candidate"] * found.n_pairs + ["reference"]
     assert found.ratio == pytest.approx(0.5)
     assert found.converged
+    assert found.timed_s == pytest.approx(1e-3 * (found.n_pairs * 1.0 + (found.n_pairs + 1) * 2.0))
     assert len(found.reference_samples_ms) == len(found.candidate_samples_ms) + 1 == found.n_pairs + 1
 
 

@@ -24,16 +24,23 @@ from latency.predictor import (
 
 
 def sum_model() -> bytes:
-    """latency_ms = 0.25 · sum of the widths."""
+    """latency_ms = 0.25 · sum of the widths; layer_ms are the summands, the spread a hundredth per 4 ms."""
     nodes = [
-        helper.make_node("MatMul", ["widths", "ms_per_channel"], ["latency_ms"]),
+        helper.make_node("Mul", ["widths", "ms_per_channel"], ["layer_ms"]),
+        helper.make_node("ReduceSum", ["layer_ms", "last"], ["latency_ms"], keepdims=0),
+        helper.make_node("Mul", ["latency_ms", "spread_per_ms"], ["spread"]),
     ]
+    outputs = (("latency_ms", ["n"]), ("spread", ["n"]), ("layer_ms", ["n", 2]))
     graph = helper.make_graph(
         nodes,
         "sum",
         [helper.make_tensor_value_info("widths", TensorProto.FLOAT, ["n", 2])],
-        [helper.make_tensor_value_info("latency_ms", TensorProto.FLOAT, ["n"])],
-        [numpy_helper.from_array(np.full(2, 0.25, dtype=np.float32), "ms_per_channel")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+        [
+            numpy_helper.from_array(np.full(2, 0.25, dtype=np.float32), "ms_per_channel"),
+            numpy_helper.from_array(np.float32(0.0025), "spread_per_ms"),
+            numpy_helper.from_array(np.array([1]), "last"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
@@ -60,6 +67,8 @@ def manifest(device: DeviceFingerprint) -> LPNetManifest:
         profile_digest="0123456789abcdef",
         n_train=200,
         seed=0,
+        cv_rmse=0.03,
+        largest_spread=0.01,
         metrics={"LPNet": prediction_metrics(measured * 1.01, measured)},
         noise_floor_mape=0.004,
         versions={"torch": "2.15.0"},
@@ -84,6 +93,22 @@ def test_a_single_vector_and_an_empty_batch_are_batches_too(directory: Path) -> 
     predictor = Predictor.load(directory)
     np.testing.assert_allclose(predictor.predict_ms(np.array([32, 16])), [12.0])
     assert predictor.predict_ms(np.zeros((0, 2))).shape == (0,)
+
+
+def test_a_prediction_says_how_sure_it_is_and_where_the_time_goes(directory: Path) -> None:
+    found = Predictor.load(directory).predict([[32, 16], [16, 0]])
+    np.testing.assert_allclose(found.latency_ms, [12.0, 4.0])
+    np.testing.assert_allclose(found.layer_ms, [[8.0, 4.0], [4.0, 0.0]])
+    # errors of 3 % and a spread of 1 % at 4 ms: 3.16 % in all
+    assert found.low_ms[1] == pytest.approx(4.0 * np.exp(-1.96 * np.hypot(0.03, 0.01)))
+    assert found.high_ms[1] == pytest.approx(4.0 * np.exp(1.96 * np.hypot(0.03, 0.01)))
+    assert found.out_of_range.tolist() == [True, False]  # spreads of 3 % and 1 %; 1 % was the largest known
+
+
+def test_a_model_that_knows_the_latency_alone_says_so(directory: Path, manifest: LPNetManifest) -> None:
+    write_manifest(dataclasses.replace(manifest, kind="MlpOnWidths", largest_spread=None), directory)
+    with pytest.raises(ProfileError, match="A MlpOnWidths predicts the latency alone; fit an LPNet"):
+        Predictor.load(directory).predict([16, 8])
 
 
 def test_the_manifest_survives_its_file(directory: Path, manifest: LPNetManifest) -> None:

@@ -56,7 +56,7 @@ def _content(*records) -> bytes:
 
 def test_a_measurement_becomes_a_row():
     found = PairedMeasurement(
-        0.5, (0.49, 0.51), 1.0, 2.0, 1.1, 2.1, 3, 4, True, (0.49, 0.5, 0.51), (1, 1, 1), (2,) * 4
+        0.5, (0.49, 0.51), 1.0, 2.0, 1.1, 2.1, 3, 4, True, 0.05, (0.49, 0.5, 0.51), (1, 1, 1), (2,) * 4
     )
     row = ProfileRow.measured((16, 32), "train", 0, found, build_ms=3.0, measured_at=5.0)
     assert row.status == "ok"

@@ -14,7 +14,14 @@ from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbeResult
 from latency.profiles import ProfileRow, read_profile
-from latency.profiling import ProfilePlan, measuring_order, profile
+from latency.profiling import (
+    PROFILING_PROTOCOL,
+    ProfilePlan,
+    measuring_order,
+    profile,
+    profiling_protocol,
+    within_time,
+)
 from latency.sampling import SplitWidths
 from latency.worker import CandidateResult
 
@@ -74,6 +81,7 @@ class FakeWorker:
                 6,
                 0,
                 True,
+                0.02,
                 (ratio,) * 6,
                 (1.0,) * 6,
                 (2.0,) * 7,
@@ -122,6 +130,45 @@ def test_larger_numbers_measure_what_is_missing_and_leave_the_clock_alone(space_
     assert len(second.arrays("held_out").widths) == 5
     assert second.reference_ms == first.reference_ms
     assert len(second.rows) == len({row.key for row in second.rows}) == 20 + 2 * 5
+
+
+def test_a_profile_for_some_minutes_ends_in_time_with_second_measurements_of_all_it_holds_out() -> None:
+    chosen = SplitWidths(
+        train=tuple(np.array([n, 1]) for n in range(40)), held_out=tuple(np.array([n, 2]) for n in range(20))
+    )
+    keys = list(measuring_order(chosen))
+    clock = iter(range(0, 10_000, 2))  # every network takes 2 s
+
+    done = list(within_time(keys, (), seconds=60, now=lambda: next(clock)))
+
+    assert 28 <= len(done) <= 32
+    first = {widths for widths, split, pass_index in done if split == "held_out" and pass_index == 0}
+    again = {widths for widths, _, pass_index in done if pass_index == 1}
+    assert first == again != set()
+    assert len(done) == len(set(done))
+
+
+def test_second_measurements_of_an_earlier_call_are_owed_too() -> None:
+    keys = [((n, 1), "train", 0) for n in range(50)] + [((n, 2), "held_out", 1) for n in range(10)]
+    measured = [((n, 2), "held_out", 0) for n in range(10)]
+    clock = iter(range(0, 10_000, 2))
+
+    done = list(within_time(keys, measured, seconds=60, now=lambda: next(clock)))
+
+    assert done[-10:] == keys[-10:]
+    assert 28 <= len(done) <= 32
+
+
+def test_minutes_are_more_than_none() -> None:
+    with pytest.raises(InputError, match="takes more than 0 minutes, got -1"):
+        ProfilePlan(minutes=-1)
+
+
+def test_a_precision_is_measured_for() -> None:
+    assert profiling_protocol() == PROFILING_PROTOCOL
+    assert profiling_protocol(0.005).relative_precision == 0.005
+    with pytest.raises(InputError, match="precision must be above 0"):
+        profiling_protocol(-0.1)
 
 
 def test_the_device_is_probed_once_and_the_step_makes_the_grid(space_path, tmp_path, fake_worker):

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
-from pruning.cli import cli, parse_input_shape
+from pruning.cli import cli
+from pruning.cli_options import parse_input_shape
 from pruning.errors import SettingError
 from pruning.run import RunDirectory
 from pruning.surgery import load_slim
@@ -159,6 +160,10 @@ def test_widths_are_priced(finished_run: tuple[Path, dict[str, object]]) -> None
 
     assert full["predicted_ms"] == pytest.approx(result["dense_ms"], rel=0.2)
     assert half["predicted_ms"] < full["predicted_ms"]
+    assert half["low_ms"] < half["predicted_ms"] < half["high_ms"]
+    assert sum(half["layer_ms"].values()) == pytest.approx(half["predicted_ms"])
+    shown = invoke("predict", "--out", out, "--scale", 0.5).stdout
+    assert max(half["layer_ms"], key=half["layer_ms"].__getitem__) in shown
 
 
 def test_an_impossible_budget_is_refused_with_the_smallest_latency(

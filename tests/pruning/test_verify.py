@@ -15,6 +15,7 @@ MEASUREMENT = PairedMeasurement(
     n_pairs=20,
     n_preempted=1,
     converged=True,
+    timed_s=0.06,
     ratios=tuple(0.49 + 0.001 * step for step in range(20)),
     candidate_samples_ms=(1.0,) * 20,
     reference_samples_ms=(2.0,) * 21,
@@ -28,6 +29,7 @@ def test_sessions_are_pooled_pair_by_pair() -> None:
     assert result.n_preempted == 2
     assert result.ratio == pytest.approx(0.4995)
     assert len(result.reference_samples_ms) == 42
+    assert result.timed_s == pytest.approx(0.12)
 
 
 def test_the_interval_covers_what_the_sessions_differ_by() -> None:

@@ -1,0 +1,239 @@
+"""What the subcommands of `trimms` share: options, exit codes, how errors and results are shown."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latency.errors import EnvironmentFailure as LatencyEnvironmentFailure
+from latency.errors import LatencyError
+from pruning.device_stages import ProfileOptions
+from pruning.errors import EnvironmentFailure, PruningError, SettingError
+from pruning.run import RunSettings
+
+MISSED_BUDGET, USER_ERROR, ENVIRONMENT_FAILURE, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes besides 0, which means: done, and where a latency was measured, within the budget."""
+
+MOST_CANDIDATES = 2000
+"""Networks to measure at most where a time or an error is to end it."""
+
+Command = Callable[..., Any]
+
+
+def parse_input_shape(text: str) -> tuple[int, int, int, int]:
+    """(batch, channels, height, width) from text such as `1x3x224x224`.
+
+    Raises:
+        SettingError: the text is not four positive numbers.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise SettingError(
+            f"--input-size '{text}' is not batch x channels x height x width, such as 1x3x224x224."
+        )
+    batch, channels, height, width = (int(part) for part in parts)
+    return batch, channels, height, width
+
+
+def guarded(command: Command) -> Command:
+    """Turns this project's errors into one line and an exit code."""
+
+    @wraps(command)
+    def called(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except (LatencyError, PruningError) as error:
+            click.echo(f"trimms: {error}", err=True)
+            environment = isinstance(error, LatencyEnvironmentFailure | EnvironmentFailure)
+            code = ENVIRONMENT_FAILURE if environment else USER_ERROR
+        except KeyboardInterrupt:
+            click.echo("\ntrimms: stopped; give the same command again to go on.", err=True)
+            code = INTERRUPTED
+        except ModuleNotFoundError as error:
+            click.echo(
+                f"trimms: this command needs '{error.name}'; install it with: pip install 'trimms[prune]'",
+                err=True,
+            )
+            code = ENVIRONMENT_FAILURE
+        sys.exit(code or 0)
+
+    return called
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def percent(text: str) -> float:
+    """The share that a percentage stands for, written with or without the sign."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise click.BadParameter(f"'{text}' is no percentage between 0 and 100, such as 0.5%.")
+    return value / 100
+
+
+out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
+)
+device_options = _options(
+    click.option("--threads", type=int, default=1, show_default=True, help="Threads of one inference."),
+    click.option(
+        "--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, openvino, cuda, …"
+    ),
+)
+batch_option = click.option(
+    "--batch-size", type=int, default=None, help="Images per inference; instead of the one in --input-size."
+)
+network_options = _options(
+    click.option("--model", required=True, help="torchvision:NAME, timm:NAME or path/to/file.py:factory."),
+    click.option("--weights", type=click.Path(path_type=Path), help="Weights: safetensors or a torch file."),
+    click.option("--data", required=True, help="digits, cifar10:ROOT, folder:ROOT or npz:FILE."),
+    click.option(
+        "--input-size", required=True, help="Batch x channels x height x width, such as 1x3x224x224."
+    ),
+    click.option(
+        "--normalisation", help="imagenet, cifar, half, none or mean/std; the data's usual one if left out."
+    ),
+    click.option(
+        "--train-epochs",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Train the network first, so many epochs.",
+    ),
+    click.option(
+        "--keep-unknown",
+        is_flag=True,
+        help="Keep all channels that an operator which is not understood touches, instead of refusing.",
+    ),
+)
+profile_options = _options(
+    click.option(
+        "--candidates",
+        type=int,
+        help="Networks to measure: 300, or as many as the time or the error below allow.",
+    ),
+    click.option("--held-out", type=int, default=60, show_default=True, help="Networks to judge LPNet by."),
+    click.option("--minutes", type=float, help="Measure for so long."),
+    click.option(
+        "--until-mape",
+        type=percent,
+        help="Measure until LPNet's mean error on the held-out networks is at most this, such as 1%. Needs torch.",
+    ),
+    click.option(
+        "--precision",
+        type=percent,
+        help="Measure each network until its latency is known within this, such as 0.5%.",
+    ),
+)
+budget_options = _options(
+    click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
+    click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
+)
+search_option = click.option(
+    "--search-epochs", type=int, default=4, show_default=True, help="Epochs of the gates' search."
+)
+finetune_options = _options(
+    click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
+    click.option(
+        "--train-batch-size", type=int, default=64, show_default=True, help="Images per training step."
+    ),
+)
+
+
+PROFILING = ("candidates", "held_out", "minutes", "until_mape", "precision", "threads", "provider")
+"""Names of the options of `device_options` and `profile_options`."""
+
+
+def profiling(
+    *,
+    candidates: int | None,
+    held_out: int,
+    minutes: float | None,
+    until_mape: float | None,
+    precision: float | None,
+    threads: int,
+    provider: str,
+) -> ProfileOptions:
+    """What `device_options` and `profile_options` say together.
+
+    Raises:
+        SettingError: two ways to end the profile are asked for.
+    """
+    if minutes is not None and until_mape is not None:
+        raise SettingError("give either --minutes or --until-mape.")
+    if candidates is None:
+        open_ended = minutes is not None or until_mape is not None
+        candidates = MOST_CANDIDATES if open_ended else ProfileOptions().n_candidates
+    return ProfileOptions(
+        provider=provider,
+        threads=threads,
+        n_candidates=candidates,
+        n_held_out=held_out,
+        minutes=minutes,
+        until_mape=until_mape,
+        precision=precision,
+    )
+
+
+def run_settings(
+    model: str,
+    weights: Path | None,
+    data: str,
+    input_size: str,
+    normalisation: str | None,
+    train_epochs: int,
+    keep_unknown: bool,
+    seed: int,
+    batch_size: int | None,
+) -> RunSettings:
+    """What `network_options`, `batch_option` and `seed_option` say together."""
+    from pruning.files import file_sha256
+
+    batch, *image = parse_input_shape(input_size)
+    if weights is not None and not weights.is_file():
+        raise SettingError(
+            f"--weights '{weights}' does not exist; give a safetensors file or a torch state dict."
+        )
+    return RunSettings(
+        model=model,
+        data=data,
+        input_shape=(batch_size or batch, image[0], image[1], image[2]),
+        weights=None if weights is None else str(weights),
+        weights_sha256=None if weights is None else file_sha256(weights),
+        train_epochs=train_epochs,
+        normalisation=normalisation,
+        seed=seed,
+        keep_unknown=keep_unknown,
+    )
+
+
+def announce(line: str) -> None:
+    """Tell people how far a command is, beside its result."""
+    click.echo(line, err=True)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: JSON for machines, aligned lines for people."""
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        click.echo(f"{name.replace('_', ' '):{width}}  {text}")
