@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from latency.errors import DeviceMismatchError, EnvironmentFailure, ProfileError
-from latency.profiles import (
-    FORMAT_NAME,
-    REFERENCE_ROWS,
-    ProfileHeader,
-    ProfileRow,
-    ProfileSet,
-    RowKey,
-    parse_profile,
-)
+from latency.profile_rows import FORMAT_NAME, ProfileHeader, ProfileRow, RowKey
+from latency.profiles import REFERENCE_ROWS, ProfileSet, parse_profile
 
 # How every profile set starts.
 _MAGIC = json.dumps({"kind": FORMAT_NAME}).encode().rstrip(b"}")

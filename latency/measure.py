@@ -10,9 +10,11 @@ the core away say nothing about the network: they are dropped and repeated.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import getpass
 import itertools
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ from latency.timing import MS_PER_NS, Clock, TimedNet, clock_of, garbage_collect
 _Z95 = 1.96
 # Fewest values whose extremes enclose the median with 95 % confidence: 1 - 2 · 0.5⁶ = 0.969.
 _FEWEST_PAIRS = 6
+# Number of values up to which ranks are counted exactly.
+_EXACT_RANKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +208,21 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
     1 - 2 P(B < k), B ~ Binomial(n, 1/2); the largest k that reaches `confidence` is taken.
     """
     ordered = sorted(values)
-    n, k, below = len(ordered), 0, 0.5 ** len(ordered)
+    k = _median_rank(len(ordered), confidence)
+    return ordered[k - 1], ordered[len(ordered) - k]
+
+
+@functools.cache
+def _median_rank(n: int, confidence: float) -> int:
+    """Rank from either end, at least 1, whose values enclose the median of n with this confidence."""
+    if n > _EXACT_RANKS:  # the normal distribution is as good there, and powers of two run out
+        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        return math.floor((n - z * math.sqrt(n)) / 2)
+    k, below = 0, 0.5**n
     while 1 - 2 * below >= confidence:
         k += 1
         below += math.comb(n, k) * 0.5**n
-    k = max(k, 1)
-    return ordered[k - 1], ordered[n - k]
+    return max(k, 1)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from latency.grid import Grid
 from latency.journal import ProfileJournal, open_journal, require_same
 from latency.measure import Protocol
 from latency.probe import ProbeResult
-from latency.profiles import ProfileHeader, ProfileRow, ProfileSet, RowKey, Split
+from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
+from latency.profiles import ProfileSet
 from latency.sampling import SplitWidths, split_widths
 from latency.space import SearchSpace
 from latency.worker import Worker, WorkerSetup

@@ -209,7 +209,7 @@ class RemovalAnalysis:
         values = [self.graph.constants.get(name) for name in node.input[1:]]
         if node.op_type == "Clip":
             low, high = (*values, None, None)[:2]
-            return (low is None or float(low) <= 0.0) and (high is None or float(high) >= 0.0)
+            return (low is None or float(low.item()) <= 0.0) and (high is None or float(high.item()) >= 0.0)
         if node.op_type == "Pad":
             return len(values) < 2 or values[1] is None or not np.any(values[1])
         return True

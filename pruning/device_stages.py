@@ -137,6 +137,7 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
         "n_held_out": len(measured.arrays("held_out").latency_ms),
         "n_failed": len(measured.failed_rows),
         "noise_floor_mape": measured.noise_floor_mape,
+        "pace_exponent": measured.pace_exponent,
         "reference_drift_low": drift.low,
         "reference_drift_high": drift.high,
         "profile": str(run.file("profile.jsonl")),

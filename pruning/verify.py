@@ -1,21 +1,16 @@
 """Measures the pruned network against the dense one; writes the certificate, or checks it. Needs no torch."""
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
 from latency.candidate import candidate_model, first_channels
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
-from latency.errors import DeviceMismatchError, MeasurementError
-from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair, median_interval
+from latency.errors import DeviceMismatchError
+from latency.measure import PairedMeasurement, Protocol
 from latency.profiles import ProfileSet, read_profile
-from latency.session import make_session
+from latency.sessions import SessionPlan, measure_sessions
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.certificate import (
@@ -33,11 +28,11 @@ from pruning.errors import InputError
 from pruning.files import file_sha256
 from pruning.run import RunDirectory
 
-VERIFYING = Protocol(min_pairs=64, max_pairs=200, relative_precision=0.005)
-"""Measurements that a certificate rests on: more pairs than profiling takes."""
+VERIFYING = SessionPlan(8, 4.0, Protocol(min_pairs=32, max_pairs=100, relative_precision=0.005))
+"""Measurements that a certificate rests on: eight sessions over three quarters of a minute."""
 
-SESSIONS = 3
-"""Sessions of each network that a certificate rests on."""
+CHOOSING = SessionPlan(3, 0.0, Protocol(min_pairs=64, max_pairs=200, relative_precision=0.005))
+"""Measurements that a cut is chosen by."""
 
 FILES = (*CERTIFIED_FILES, "pruned.pt2")
 
@@ -65,83 +60,37 @@ class Verification:
     measurement: PairedMeasurement
 
 
-def measure_pruned(
-    run: RunDirectory, profile: ProfileSet, protocol: Protocol = VERIFYING
-) -> PairedMeasurement:
+def measure_pruned(run: RunDirectory, profile: ProfileSet) -> PairedMeasurement:
     """The pruned network's latency relative to the dense one's, both with their trained weights.
 
     Raises:
         DeviceMismatchError: this is not the device that was profiled.
         SettingError: the run has no pruned network yet.
     """
-    pruned = run.require("pruned.onnx", "run `trimms finetune` first")
+    pruned = run.require("pruned.onnx", "run `trimms finetune` first").read_bytes()
     settings = require_profiled_device(profile)
-    return _measure_afresh(pruned.read_bytes(), run.file("base.onnx").read_bytes(), settings, protocol)
+    return measure_sessions(
+        pruned, run.file("base.onnx").read_bytes(), settings, VERIFYING, title="measuring"
+    )
 
 
-def measure_candidate(
-    space: SearchSpace, widths: IntArray, profile: ProfileSet, protocol: Protocol = VERIFYING
-) -> tuple[float, float]:
+def measure_candidate(space: SearchSpace, widths: IntArray, profile: ProfileSet) -> tuple[float, float]:
     """Latency of a candidate on the profiled device, in ms, and the upper end of its 95 % interval.
+
+    Both are corrected to the pace of the device's clock, as what the predictor was fitted to.
 
     Raises:
         DeviceMismatchError: this is not the device that was profiled.
     """
     settings = require_profiled_device(profile)
     candidate = candidate_model(space, first_channels(widths)).SerializeToString()
-    measurement = _measure_afresh(candidate, space.model.SerializeToString(), settings, protocol)
-    return measurement.ratio * profile.reference_ms, measurement.ratio_ci[1] * profile.reference_ms
-
-
-def _measure_afresh(
-    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
-) -> PairedMeasurement:
-    """Measure in a process of its own, as the network will run: a process that has trained is no measure."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_measure_sessions, candidate, reference, settings, protocol).result()
-    except BrokenProcessPool as error:
-        raise MeasurementError(
-            "the measuring process ended by itself. Is there enough memory? A script of your own has to measure "
-            "below `if __name__ == '__main__':`, since measuring starts a process that imports it."
-        ) from error
-
-
-def _measure_sessions(
-    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
-) -> PairedMeasurement:
-    """All pairs of several sessions: where a session's memory lies moves its latency by a percent or two."""
-    parts = []
-    with device_lock(settings):
-        for _ in range(SESSIONS):
-            sessions = make_session(candidate, settings), make_session(reference, settings)
-            parts.append(measure_pair(*sessions, protocol))
-    return pooled(parts)
-
-
-def pooled(parts: Sequence[PairedMeasurement]) -> PairedMeasurement:
-    """Several measurements of one pair of networks as one.
-
-    The interval is at least as wide as the sessions' own medians are apart.
-    """
-    ratios = tuple(ratio for part in parts for ratio in part.ratios)
-    low, high = median_interval(ratios)
-    medians = [part.ratio for part in parts]
-    return PairedMeasurement(
-        ratio=float(np.median(ratios)),
-        ratio_ci=(min(low, *medians), max(high, *medians)),
-        candidate_ms=float(np.median([part.candidate_ms for part in parts])),
-        reference_ms=float(np.median([part.reference_ms for part in parts])),
-        candidate_p90_ms=float(np.median([part.candidate_p90_ms for part in parts])),
-        reference_p90_ms=float(np.median([part.reference_p90_ms for part in parts])),
-        n_pairs=len(ratios),
-        n_preempted=sum(part.n_preempted for part in parts),
-        converged=all(part.converged for part in parts),
-        timed_s=sum(part.timed_s for part in parts),
-        ratios=ratios,
-        candidate_samples_ms=tuple(ms for part in parts for ms in part.candidate_samples_ms),
-        reference_samples_ms=tuple(ms for part in parts for ms in part.reference_samples_ms),
+    dense = space.model.SerializeToString()
+    measurement = measure_sessions(candidate, dense, settings, CHOOSING, title="measuring the cut")
+    measured_ms, high_ms = (
+        profile.latency_ms(ratio, measurement.reference_ms)
+        for ratio in (measurement.ratio, measurement.ratio_ci[1])
     )
+    return measured_ms, high_ms
 
 
 def require_profiled_device(profile: ProfileSet) -> DeviceSettings:
@@ -161,7 +110,7 @@ def require_profiled_device(profile: ProfileSet) -> DeviceSettings:
     return known.settings
 
 
-def certify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
+def certify(run: RunDirectory) -> Verification:
     """Measure the run's pruned network and write `certificate.json`.
 
     Raises:
@@ -170,7 +119,7 @@ def certify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
     """
     profile = read_profile(run.file("profile.jsonl"))
     tuned = run.result("finetune", "run `trimms finetune` first")
-    measurement = measure_pruned(run, profile, protocol)
+    measurement = measure_pruned(run, profile)
     low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
     header = profile.header
     certificate = Certificate(
@@ -206,7 +155,7 @@ def certify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
     return _verification(certificate, measurement, profile)
 
 
-def verify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
+def verify(run: RunDirectory) -> Verification:
     """Measure a certified run again; the certificate stays as it is.
 
     Raises:
@@ -222,7 +171,7 @@ def verify(run: RunDirectory, protocol: Protocol = VERIFYING) -> Verification:
             "run `trimms verify --renew` to certify the files as they are."
         )
     profile = read_profile(run.file("profile.jsonl"))
-    return _verification(certificate, measure_pruned(run, profile, protocol), profile)
+    return _verification(certificate, measure_pruned(run, profile), profile)
 
 
 def _verification(

@@ -21,8 +21,8 @@ LAYERS = {
             *("operators", "propagation", "removal"),
         ),
         ("candidate", "grid", "in_memory", "space"),
-        ("device", "measure", "probe", "probing", "session", "timing"),
-        ("journal", "profiles", "profiling", "sampling", "worker"),
+        ("device", "measure", "probe", "probing", "session", "sessions", "timing"),
+        ("journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
         ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "predictor"),
     ),
     "pruning": (

@@ -23,7 +23,8 @@ from latency.grid import Grid
 from latency.lpnet import LPNet
 from latency.measure import Protocol
 from latency.predictor import Predictor
-from latency.profiles import ProfileHeader, ProfileRow, ProfileSet
+from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import ProfileSet
 from latency.structure import ChannelGroup, IntArray, LayerView, LinearWidth
 
 FULL = (64, 192, 128)

@@ -9,7 +9,8 @@ from latency.errors import DeviceMismatchError, EnvironmentFailure, ProfileError
 from latency.grid import Grid
 from latency.journal import open_journal, require_same
 from latency.measure import Protocol
-from latency.profiles import REFERENCE_ROWS, ProfileHeader, ProfileRow, read_profile
+from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import REFERENCE_ROWS, read_profile
 
 HEADER = ProfileHeader(
     fingerprint=fingerprint(DeviceSettings()),

@@ -186,6 +186,13 @@ def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
     assert 0.94 < coverage < 0.99
 
 
+@pytest.mark.parametrize("n", [199, 201, 1000, 5000])
+def test_intervals_of_many_values_cover_as_often(n):
+    low, high = median_interval(range(n))
+    ranks = np.random.default_rng(0).binomial(n, 0.5, 20_000)  # of values below the median
+    assert 0.94 < np.mean((ranks >= low + 1) & (ranks <= high)) < 0.975
+
+
 def test_ratios_are_to_the_mean_of_both_neighbours():
     assert neighbour_ratios([3.0, 6.0], [1.0, 2.0, 4.0]) == [2.0, 2.0]
 

@@ -11,15 +11,8 @@ from latency.errors import ProfileError
 from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbePoint, ProbeResult, Staircase
-from latency.profiles import (
-    LEAST_REPEATABILITY,
-    REFERENCE_ROWS,
-    ProfileHeader,
-    ProfileRow,
-    ProfileSet,
-    parse_profile,
-    read_profile,
-)
+from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import LEAST_REPEATABILITY, REFERENCE_ROWS, ProfileSet, parse_profile, read_profile
 
 PROBE = ProbeResult(
     ChannelStep(16, 4), (Staircase("depthwise", 56, (ProbePoint(64, 1.0, 0.01, 0.3),), 4, 4),), 2.5
@@ -145,6 +138,36 @@ def test_repeatability_is_that_of_networks_about_as_fast() -> None:
         ProfileSet(HEADER, tuple(rows[:1]), fixed_reference_ms=2.0).repeatability(1.0) == LEAST_REPEATABILITY
     )
     assert ProfileSet(HEADER, tuple(twice((8, 8), 1.0, 0.0))).repeatability(1.0) == LEAST_REPEATABILITY
+
+
+def test_latencies_are_those_at_the_pace_of_the_clock() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for width in range(40):
+        ratio = rng.uniform(0.3, 0.9)
+        for pass_index in (0, 1):
+            pace = rng.normal(0.0, 0.1)
+            slowed = ratio ** (1 - 0.4 * pace) * np.exp(0.001 * rng.standard_normal())
+            rows.append(
+                _row(
+                    (width, 1),
+                    slowed,
+                    split="held_out",
+                    pass_index=pass_index,
+                    reference_ms=2.0 * math.exp(pace),
+                )
+            )
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0)
+    as_measured = np.mean([abs(a.ratio / b.ratio - 1) for a, b in zip(rows[::2], rows[1::2], strict=True)])
+
+    assert profile.pace_exponent == pytest.approx(0.4, abs=0.03)
+    assert profile.noise_floor_mape is not None
+    assert profile.noise_floor_mape < 0.2 * as_measured
+    expected_ms = 2.0 * np.mean(
+        [row.ratio ** (1 + 0.4 * math.log(row.reference_ms / 2.0)) for row in rows[:2]]
+    )
+    assert profile.arrays("held_out").latency_ms[0] == pytest.approx(expected_ms, rel=2e-3)
+    assert profile.repeatability(1.0) > 2 * as_measured  # of measurements as they are taken
 
 
 def test_arrays_of_an_empty_split_have_their_shapes():

@@ -13,7 +13,8 @@ from latency.errors import InputError, MeasurementError, ProfileError
 from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbeResult
-from latency.profiles import ProfileRow, read_profile
+from latency.profile_rows import ProfileRow
+from latency.profiles import read_profile
 from latency.profiling import (
     PROFILING_PROTOCOL,
     ProfilePlan,
@@ -296,6 +297,30 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
 
     found = _profile(space_path, out, ProfilePlan(40, 10, protocol=SLOW, grid=GRID))
     assert found.rows[: len(before.rows)] == before.rows
+    keys = [row.key for row in found.rows]
+    assert len(keys) == len(set(keys)) == 40 + 2 * 10
+    assert not found.failed_rows
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="as above")
+def test_twenty_kills_at_random_moments_lose_and_double_nothing(space_path, tmp_path):
+    out = tmp_path / "p.jsonl"
+    command = [sys.executable, "-c", _PROFILE_60, str(space_path), str(out)]
+    rng = np.random.default_rng(0)
+    known: tuple[ProfileRow, ...] = ()
+    for _ in range(20):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as profiler:
+            time.sleep(rng.uniform(0.2, 1.6))  # from before the imports are done to after some rows
+            profiler.kill()
+        if out.exists() and out.read_bytes().count(b"\n"):
+            rows = read_profile(out).rows
+            assert rows[: len(known)] == known
+            known = rows
+    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=SLOW, grid=GRID))
+
+    assert 0 < len(known) < len(found.rows)
+    assert found.rows[: len(known)] == known
     keys = [row.key for row in found.rows]
     assert len(keys) == len(set(keys)) == 40 + 2 * 10
     assert not found.failed_rows

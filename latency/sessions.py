@@ -1,0 +1,99 @@
+"""A pair of networks measured several times, each in a process of its own, with pauses between.
+
+One process is one draw of where memory lies, and some seconds are one mood of a shared machine: there the ratio of two
+networks held at 2.4 % off its median (a standard deviation, MobileNetV2 at half its widths) however many pairs were
+taken in a row, while as many pairs spread over a minute and a half stayed within 0.4 to 1 %.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from tqdm import tqdm
+
+from latency.device import DeviceSettings
+from latency.errors import MeasurementError
+from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair, median_interval
+from latency.session import make_session
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """How often a pair is measured.
+
+    Attributes:
+        n_sessions: measurements, each in a new process.
+        pause_s: seconds between two of them.
+        protocol: how each is taken.
+    """
+
+    n_sessions: int
+    pause_s: float
+    protocol: Protocol
+
+
+def measure_sessions(
+    candidate: bytes, reference: bytes, settings: DeviceSettings, plan: SessionPlan, *, title: str
+) -> PairedMeasurement:
+    """The candidate's latency relative to the reference's, over several sessions.
+
+    Args:
+        candidate: bytes of an ONNX file.
+        reference: bytes of another one.
+        settings: provider, threads, batch size.
+        plan: how often.
+        title: what the progress bar calls it.
+
+    Raises:
+        MeasurementError: a measuring process died.
+        DeviceBusyError: another measurement holds the device.
+    """
+    parts = []
+    for index in tqdm(range(plan.n_sessions), title, unit="session", leave=False):
+        if index:
+            time.sleep(plan.pause_s)
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                parts.append(pool.submit(_measure, candidate, reference, settings, plan.protocol).result())
+        except BrokenProcessPool as error:
+            raise MeasurementError(
+                "the measuring process ended by itself. Is there enough memory? A script of your own has to measure "
+                "below `if __name__ == '__main__':`, since measuring starts a process that imports it."
+            ) from error
+    return pooled(parts)
+
+
+def _measure(
+    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
+) -> PairedMeasurement:
+    with device_lock(settings):
+        return measure_pair(make_session(candidate, settings), make_session(reference, settings), protocol)
+
+
+def pooled(parts: Sequence[PairedMeasurement]) -> PairedMeasurement:
+    """Several measurements of one pair of networks as one.
+
+    The interval is at least as wide as the sessions' own medians are apart.
+    """
+    ratios = tuple(ratio for part in parts for ratio in part.ratios)
+    low, high = median_interval(ratios)
+    medians = [part.ratio for part in parts]
+    return PairedMeasurement(
+        ratio=float(np.median(ratios)),
+        ratio_ci=(min(low, *medians), max(high, *medians)),
+        candidate_ms=float(np.median([part.candidate_ms for part in parts])),
+        reference_ms=float(np.median([part.reference_ms for part in parts])),
+        candidate_p90_ms=float(np.median([part.candidate_p90_ms for part in parts])),
+        reference_p90_ms=float(np.median([part.reference_p90_ms for part in parts])),
+        n_pairs=len(ratios),
+        n_preempted=sum(part.n_preempted for part in parts),
+        converged=all(part.converged for part in parts),
+        timed_s=sum(part.timed_s for part in parts),
+        ratios=ratios,
+        candidate_samples_ms=tuple(ms for part in parts for ms in part.candidate_samples_ms),
+        reference_samples_ms=tuple(ms for part in parts for ms in part.reference_samples_ms),
+    )
