@@ -23,9 +23,11 @@ Features = Callable[[IntArray], FloatArray]
 
 
 def first_candidates(profile: ProfileSet, n: int) -> ProfileSet:
-    """The profile with its first n training candidates alone."""
-    train = [row for row in profile.ok_rows if row.split == "train"][:n]
-    return dataclasses.replace(profile, rows=tuple(train), fixed_reference_ms=profile.reference_ms)
+    """The profile with its first n training candidates alone, and what it holds out."""
+    order = dict.fromkeys(row.widths for row in profile.ok_rows if row.split == "train")
+    first = set(list(order)[:n])
+    rows = tuple(row for row in profile.ok_rows if row.split == "held_out" or row.widths in first)
+    return dataclasses.replace(profile, rows=rows, fixed_reference_ms=profile.reference_ms)
 
 
 def fit_all(profile: ProfileSet, space: SearchSpace, seed: int) -> Mapping[str, Predict]:

@@ -3,12 +3,14 @@
     python benchmarks/repeatability.py
     python benchmarks/repeatability.py --model torchvision:resnet18 --input-size 1x3x64x64 --candidates 20
 
-The candidates of a network are measured in two passes, one after the other, once with the machine left alone and
-once with a busy process on every other core. Each pass takes a candidate's samples once; every estimator sees the
-same ones. Reported is the relative difference of the two passes.
+The candidates of a network are measured in two passes, one after the other: with the machine left alone, with a busy
+process on every other core, and, left alone again, with as many visits to each candidate a pass as `--precision` takes
+(see `latency.profiling`). Each visit takes a candidate's samples once; every estimator sees the same ones, and takes
+the median over the visits of a pass. Reported is the relative difference of the two passes.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,62 +20,135 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 from environment import write_results
+from tqdm import tqdm
 
 from latency.device import DeviceSettings, usable_cores
 from latency.errors import MeasurementError
 from latency.grid import Grid
-from latency.measure import PairedMeasurement, Protocol
-from latency.profiling import PROFILING_PROTOCOL
+from latency.measure import PairedMeasurement
+from latency.pace import pace_exponent
+from latency.profiling import PROFILING_PROTOCOL, passes_needed
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
 from latency.worker import Worker, WorkerSetup
-from pruning.cli_options import parse_input_shape
+from pruning.cli_options import parse_input_shape, percent
 from pruning.export import dense_model, write_onnx
 from pruning.models import load_model
 from pruning.trace import trace
 
-ESTIMATORS: Mapping[str, Callable[[PairedMeasurement], float]] = {
+PLAIN: Mapping[str, Callable[[PairedMeasurement], float]] = {
     "interleaved ratio": lambda found: found.ratio,
     "plain median": lambda found: float(np.median(found.candidate_samples_ms)),
     "plain minimum": lambda found: float(np.min(found.candidate_samples_ms)),
     "plain mean": lambda found: float(np.mean(found.candidate_samples_ms)),
 }
+"""Estimators that look at one visit alone."""
+
+OURS = "interleaved ratio at the clock's pace"
+
+Visits = list[list[PairedMeasurement]]
+"""Measurements by visit and candidate, in order of time."""
 
 
 @click.command(help=__doc__)
 @click.option("--model", default="torchvision:mobilenet_v2", show_default=True)
 @click.option("--input-size", default="1x3x224x224", show_default=True)
 @click.option("--candidates", type=int, default=40, show_default=True)
-@click.option("--precision", type=float, default=0.01, show_default=True, help="Half-width asked for.")
+@click.option("--precision", type=percent, default="0.5%", show_default=True, help="Half-width asked for.")
+@click.option("--most-visits", type=int, default=16, show_default=True, help="Visits a pass at most for it.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(model: str, input_size: str, candidates: int, precision: float, seed: int) -> None:
+def main(model: str, input_size: str, candidates: int, precision: float, most_visits: int, seed: int) -> None:
     """See the module's docstring."""
     shape = parse_input_shape(input_size)
-    protocol = PROFILING_PROTOCOL
-    if precision != protocol.relative_precision:
-        protocol = Protocol(max_pairs=2000, relative_precision=precision)
     network = load_model(model)
-    space = trace(network, shape)
+    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         base = Path(folder) / "base.onnx"
-        write_onnx(dense_model(space, network), base)
+        write_onnx(dense_model(trace(network, shape), network), base)
         space = SearchSpace.load(base)
-        setup = WorkerSetup(base, DeviceSettings(batch_size=shape[0]), protocol)
-        with Worker(setup) as worker:
+        with Worker(WorkerSetup(base, DeviceSettings(batch_size=shape[0]), PROFILING_PROTOCOL)) as worker:
             grid = Grid.from_step(space.structure, worker.probe().step)
             widths = [tuple(map(int, row)) for row in sample_widths(space, grid, candidates, seed)]
-            rows = []
-            for condition, load in (("quiet", contextlib.nullcontext), ("other cores busy", _busy_cores)):
-                with load():
-                    passes = [[_measured(worker, row) for row in widths] for _ in range(2)]
-                rows += _rows(model, input_size, condition, precision, passes)
-    for row in rows:
-        click.echo(
-            f"{row['condition']:17} {row['estimator']:18} median {row['median_difference']:.2%}, "
-            f"p95 {row['p95_difference']:.2%}, covered {row['covered'] or 0:.0%}"
-        )
+
+            def examine(condition: str, n_visits: int) -> list[dict[str, Any]]:
+                visits = [
+                    [_measured(worker, row) for row in tqdm(widths, condition, unit="net", leave=False)]
+                    for _ in range(2 * n_visits)
+                ]
+                about = {"model": model, "input_size": input_size, "condition": condition}
+                found = [about | row for row in compare(visits)]
+                for row in found:
+                    click.echo(line(row))
+                return found
+
+            rows += examine("quiet", 1)
+            with _busy_cores():
+                rows += examine("other cores busy", 1)
+            needed = passes_needed(rows[0]["visit_stderr"], precision)
+            rows += examine(f"quiet, for {precision:.2%}", min(needed, most_visits))
     click.echo(f"written: {write_results('repeatability', rows)}")
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    covered = "" if row["covered"] is None else f", covered {row['covered']:.0%}"
+    return (
+        f"{row['condition']:18} {row['n_visits']:2} visit(s)  {row['estimator']:38} median "
+        f"{row['median_difference']:.2%}, p95 {row['p95_difference']:.2%}{covered}"
+    )
+
+
+def compare(visits: Visits) -> list[dict[str, Any]]:
+    """How far the passes lie apart, the first half of the visits and the second, by estimator."""
+    n_visits = len(visits) // 2
+    by_estimator = {
+        name: np.array([[of(m) for m in visit] for visit in visits]) for name, of in PLAIN.items()
+    }
+    ratios = by_estimator["interleaved ratio"]
+    reference_ms = np.array([[m.reference_ms for m in visit] for visit in visits])
+    paces = np.log(reference_ms / np.median(reference_ms))
+    settled, stderr = _at_clocks_pace(ratios, paces)
+    rows = []
+    for name, values in {OURS: settled, **by_estimator}.items():
+        first, second = (np.median(half, axis=0) for half in (values[:n_visits], values[n_visits:]))
+        difference = np.abs(np.log(first / second))
+        # Of n visits the median's standard error is √(π / 2n) of one's, of one or two the mean's.
+        spread = stderr * math.sqrt((1 if n_visits < 3 else math.pi / 2) / n_visits)
+        inside = difference <= 1.96 * math.sqrt(2) * spread
+        rows.append(
+            {
+                "estimator": name,
+                "n_candidates": values.shape[1],
+                "n_visits": n_visits,
+                "median_difference": float(np.median(difference)),
+                "p95_difference": float(np.quantile(difference, 0.95)),
+                "worst_difference": float(difference.max()),
+                "covered": float(inside.mean()) if name == OURS else None,
+                "visit_stderr": float(np.mean(stderr)),
+                "mean_pairs": float(np.mean([m.n_pairs for visit in visits for m in visit])),
+            }
+        )
+    return rows
+
+
+def _at_clocks_pace(
+    ratios: npt.NDArray[np.float64], paces: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Ratios corrected to one pace, [n_visits, n], and the standard error of a visit to each candidate, [n].
+
+    Exponent and error of one half of the candidates come from the first and last visit to the other half.
+    """
+    n = ratios.shape[1]
+    settled, stderr = ratios.copy(), np.empty(n)
+    ends = [0, len(ratios) // 2]
+    for half in (np.arange(n) % 2 == 0, np.arange(n) % 2 == 1):
+        exponent = pace_exponent(ratios[ends][:, ~half].T, paces[ends][:, ~half].T)
+        settled[:, half] = ratios[:, half] ** (1 + exponent * paces[:, half])
+        others = ratios[ends][:, ~half] ** (1 + exponent * paces[ends][:, ~half])
+        stderr[half] = np.median(np.abs(np.log(others[0] / others[1]))) / (0.6745 * math.sqrt(2))
+    return settled, stderr
 
 
 def _measured(worker: Worker, widths: tuple[int, ...]) -> PairedMeasurement:
@@ -81,45 +156,6 @@ def _measured(worker: Worker, widths: tuple[int, ...]) -> PairedMeasurement:
     if result.measurement is None:
         raise MeasurementError(f"widths {list(widths)} could not be measured: {result.error}")
     return result.measurement
-
-
-def _rows(
-    model: str, input_size: str, condition: str, precision: float, passes: list[list[PairedMeasurement]]
-) -> list[dict[str, Any]]:
-    first, second = passes
-    rows = []
-    for name, estimate in ESTIMATORS.items():
-        values = np.array([[estimate(a), estimate(b)] for a, b in zip(first, second, strict=True)])
-        difference = np.abs(values[:, 0] / values[:, 1] - 1)
-        rows.append(
-            {
-                "model": model,
-                "input_size": input_size,
-                "condition": condition,
-                "precision": precision,
-                "estimator": name,
-                "n_candidates": len(values),
-                "median_difference": float(np.median(difference)),
-                "p95_difference": float(np.quantile(difference, 0.95)),
-                "worst_difference": float(difference.max()),
-                "covered": _covered(first, second) if name == "interleaved ratio" else None,
-                "mean_pairs": float(np.mean([found.n_pairs for found in (*first, *second)])),
-                "preempted_share": float(
-                    np.mean([found.n_preempted / (2 * found.n_pairs + 1) for found in (*first, *second)])
-                ),
-                "converged_share": float(np.mean([found.converged for found in (*first, *second)])),
-            }
-        )
-    return rows
-
-
-def _covered(first: list[PairedMeasurement], second: list[PairedMeasurement]) -> float:
-    """Share of candidates whose difference of passes lies within the interval of that difference."""
-    inside = []
-    for a, b in zip(first, second, strict=True):
-        half = [(found.ratio_ci[1] - found.ratio_ci[0]) / 2 for found in (a, b)]
-        inside.append(abs(a.ratio - b.ratio) <= np.hypot(*half))
-    return float(np.mean(inside))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ FloatArray = npt.NDArray[np.float64]
 REFERENCE_ROWS = 50
 LEAST_REPEATABILITY = 0.01
 """Where a session's memory lies moves a network's latency by about this share, however quiet the device."""
+# Networks measured twice that it takes to say how far visits lie apart.
+_FEWEST_VISITS = 10
 # Rows in a window of the reference's running median.
 _DRIFT_WINDOW = 10
 
@@ -130,20 +132,32 @@ class ProfileSet:
     def arrays(self, split: Split) -> ProfileArrays:
         """The split's candidates that were measured, in the order of their first measurement.
 
-        Their ratios are corrected to the pace of the device's clock.
+        Latencies are corrected to the pace of the device's clock; of several passes the median counts. Their
+        standard errors are those of whole visits (`visit_stderr`) where these are larger than what the pairs of
+        one visit show: pairs in a row share the machine's mood.
         """
-        passes: dict[tuple[int, ...], list[ProfileRow]] = {}
-        for row in self.ok_rows:
-            if row.split == split:
-                passes.setdefault(row.widths, []).append(row)
-        latency_ms = [np.mean([self._settled_ms(row) for row in rows]) for rows in passes.values()]
-        stderrs = [_stderr_of_mean([row.ratio_stderr for row in rows]) for rows in passes.values()]
+        passes = [rows for rows in self._by_candidate() if rows[0].split == split]
+        latency_ms = [np.median([self._settled_ms(row) for row in rows]) for rows in passes]
+        between = self.visit_stderr or 0.0
+        stderrs = [_stderr_of_mean([max(between, row.ratio_stderr) for row in rows]) for rows in passes]
         n_groups = len(self.header.full_widths)
         return ProfileArrays(
-            widths=np.array(list(passes), dtype=np.int64).reshape(-1, n_groups),
+            widths=np.array([rows[0].widths for rows in passes], dtype=np.int64).reshape(-1, n_groups),
             latency_ms=np.array(latency_ms, dtype=np.float64),
             relative_stderr=np.array(stderrs, dtype=np.float64),
         )
+
+    @functools.cached_property
+    def visit_stderr(self) -> float | None:
+        """Standard error of one visit to a network, at the clock's pace, relative; None where hardly any is known.
+
+        From the first two passes over the same networks, which are minutes apart, the median of their differences.
+        """
+        visits = [rows[:2] for rows in self._by_candidate() if len(rows) > 1]
+        if len(visits) < _FEWEST_VISITS:
+            return None
+        differences = [math.log(self._settled_ms(a) / self._settled_ms(b)) for a, b in visits]
+        return float(np.median(np.abs(differences))) / (0.6745 * math.sqrt(2))
 
     @property
     def noise_floor_mape(self) -> float | None:
@@ -174,11 +188,14 @@ class ProfileSet:
 
     def _held_out_passes(self) -> list[list[ProfileRow]]:
         """Measurements of the held-out candidates that were measured twice or more, in order of time."""
-        passes: dict[tuple[int, ...], list[ProfileRow]] = {}
+        return [rows for rows in self._by_candidate() if len(rows) > 1 and rows[0].split == "held_out"]
+
+    def _by_candidate(self) -> list[list[ProfileRow]]:
+        """Measurements of each candidate, in order of time."""
+        passes: dict[tuple[str, tuple[int, ...]], list[ProfileRow]] = {}
         for row in self.ok_rows:
-            if row.split == "held_out":
-                passes.setdefault(row.widths, []).append(row)
-        return [rows for rows in passes.values() if len(rows) > 1]
+            passes.setdefault((row.split, row.widths), []).append(row)
+        return list(passes.values())
 
     def _pace(self, row: ProfileRow) -> float:
         """Logarithm of how much slower the machine was than by its clock."""

@@ -1,5 +1,6 @@
 """Profiling: measure many candidates of a network on this device, resumable at any moment."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,25 +26,11 @@ PROFILING_PROTOCOL = Protocol(max_pairs=64)
 ResNet-18 at 32 px was 8 % off the mean of two with 16 pairs a candidate and still 6 % with 200. More candidates
 teach a predictor more than more pairs."""
 
-_MOST_PAIRS = 2000
-"""Where a precision is asked for, it may take this many pairs a network."""
+MOST_PASSES = 50
+"""Visits to each network at most, where a precision is asked for."""
 
 # So many failures one after the other are the network's or the machine's fault, not the candidates'.
 _MOST_FAILURES_IN_A_ROW = 10
-
-
-def profiling_protocol(precision: float | None = None) -> Protocol:
-    """How candidates are measured: as usual, or until a precision is reached.
-
-    Args:
-        precision: half-width of the 95 % interval of each latency, relative; None is the usual one.
-
-    Raises:
-        InputError: the precision is not above 0.
-    """
-    if precision is None:
-        return PROFILING_PROTOCOL
-    return Protocol(max_pairs=_MOST_PAIRS, relative_precision=precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +39,10 @@ class ProfilePlan:
 
     Attributes:
         n_candidates: networks to train a predictor on.
-        n_held_out: networks to judge it by, each measured twice, at different times.
+        n_held_out: networks to judge it by.
+        held_out_passes: how often each of these is measured, at different times.
+        precision: half-width of the 95 % interval that every network's latency is to be known within, relative: all
+            are visited again, minutes later, as often as it takes; None is to visit training candidates once.
         minutes: time after which no further network is begun, second measurements kept room for; None is no
             limit.
         seed: seed of their choice.
@@ -63,6 +53,8 @@ class ProfilePlan:
 
     n_candidates: int = 300
     n_held_out: int = 60
+    held_out_passes: int = 2
+    precision: float | None = None
     minutes: float | None = None
     seed: int = 0
     protocol: Protocol = PROFILING_PROTOCOL
@@ -75,6 +67,12 @@ class ProfilePlan:
                 "A profile needs at least 1 candidate and 0 held-out ones, got "
                 f"{self.n_candidates} and {self.n_held_out}."
             )
+        if self.held_out_passes < 1:
+            raise InputError(
+                f"Held-out networks are measured at least once, got {self.held_out_passes} passes."
+            )
+        if self.precision is not None and not 0 < self.precision < 1:
+            raise InputError(f"The precision is a share above 0, such as 0.005; got {self.precision:g}.")
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"Profiling takes more than 0 minutes, got {self.minutes:g}.")
 
@@ -119,7 +117,7 @@ def profile(
         chosen = split_widths(
             space, header.grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed
         )
-        keys = list(measuring_order(chosen))
+        keys = list(measuring_order(chosen, plan.held_out_passes))
         missing = [key for key in keys if key not in journal.keys]
         planned = missing if plan.minutes is None else within_time(missing, journal.keys, 60 * plan.minutes)
         bar = tqdm(
@@ -132,11 +130,47 @@ def profile(
         )
         _measure_all(bar, journal, worker, on_row)
         journal.fix_reference()
+        if plan.precision is not None:
+            _visit_again(journal, worker, chosen, plan.precision, show_progress, on_row)
         return journal.profile
 
 
-def measuring_order(chosen: SplitWidths) -> Iterator[RowKey]:
-    """Keys of all measurements: training and held-out candidates mixed, the second passes at the end."""
+def passes_needed(visit_stderr: float, precision: float) -> int:
+    """Visits whose median has a 95 % interval of ± `precision`, `MOST_PASSES` at most.
+
+    Args:
+        visit_stderr: standard error of one visit, relative.
+        precision: half-width wanted, relative.
+    """
+    stderr_of_median = math.sqrt(math.pi / 2) * visit_stderr
+    return min(MOST_PASSES, math.ceil((1.96 * stderr_of_median / precision) ** 2))
+
+
+def _visit_again(
+    journal: ProfileJournal,
+    worker: Worker,
+    chosen: SplitWidths,
+    precision: float,
+    show_progress: bool,
+    on_row: Callable[[ProfileRow], None] | None,
+) -> None:
+    """Further passes over all candidates, until their latencies are known well enough."""
+    pass_index = 1
+    while (visit_stderr := journal.profile.visit_stderr) is None or pass_index < passes_needed(
+        visit_stderr, precision
+    ):
+        if pass_index >= MOST_PASSES:
+            break
+        keys = [_key(widths.tolist(), "train", pass_index) for widths in chosen.train]
+        keys += [_key(widths.tolist(), "held_out", pass_index) for widths in chosen.held_out]
+        missing = [key for key in keys if key not in journal.keys]
+        title = f"profiling, pass {pass_index + 1}"
+        _measure_all(tqdm(missing, title, unit="net", disable=not show_progress), journal, worker, on_row)
+        pass_index += 1
+
+
+def measuring_order(chosen: SplitWidths, held_out_passes: int = 2) -> Iterator[RowKey]:
+    """Keys of all measurements: training and held-out candidates mixed, the further passes at the end."""
     n_train, n_held_out = len(chosen.train), len(chosen.held_out)
     train = [_key(widths.tolist(), "train", 0) for widths in chosen.train]
     held_out = [_key(widths.tolist(), "held_out", 0) for widths in chosen.held_out]
@@ -147,7 +181,8 @@ def measuring_order(chosen: SplitWidths) -> Iterator[RowKey]:
         yield from block or ()
         if single is not None:
             yield single
-    yield from (_key(list(widths), "held_out", 1) for widths, _, _ in held_out)
+    for pass_index in range(1, held_out_passes):
+        yield from (_key(list(widths), "held_out", pass_index) for widths, _, _ in held_out)
 
 
 def within_time(

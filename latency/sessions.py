@@ -18,6 +18,7 @@ from tqdm import tqdm
 from latency.device import DeviceSettings
 from latency.errors import MeasurementError
 from latency.measure import PairedMeasurement, Protocol, device_lock, measure_pair, median_interval
+from latency.processes import main_module_hidden, prepare_process
 from latency.session import make_session
 
 
@@ -57,12 +58,12 @@ def measure_sessions(
         if index:
             time.sleep(plan.pause_s)
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(1, get_context("spawn"), prepare_process) as pool, main_module_hidden():
                 parts.append(pool.submit(_measure, candidate, reference, settings, plan.protocol).result())
         except BrokenProcessPool as error:
             raise MeasurementError(
-                "the measuring process ended by itself. Is there enough memory? A script of your own has to measure "
-                "below `if __name__ == '__main__':`, since measuring starts a process that imports it."
+                "The measuring process died: out of memory, or a crash in ONNX Runtime; free some memory, then run the "
+                "same command again."
             ) from error
     return pooled(parts)
 

@@ -8,10 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from latency.device import DeviceSettings
 from latency.errors import DeviceBusyError, MeasurementError
 from latency.measure import DEFAULT_PROTOCOL, PairedMeasurement, Protocol, device_lock, measure_pair
 from latency.probe import ProbeResult, probe_step
+from latency.processes import main_module_hidden, prepare_process
 from latency.session import make_session
 from latency.space import SearchSpace
 
@@ -132,7 +130,7 @@ class Worker:
             self._executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare_process)
             self._n_tasks = 0
             try:
-                with _main_module_hidden():
+                with main_module_hidden():
                     future = self._executor.submit(open_bench, self.setup)
                 self.process_id = future.result(timeout=self.setup.timeout_s)
             except (BrokenProcessPool, TimeoutError) as error:
@@ -154,35 +152,7 @@ class Worker:
         self._executor, self.process_id = None, None
 
 
-@contextlib.contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keep a process started meanwhile from importing the caller's script, with all that it imports."""
-    main = sys.modules["__main__"]
-    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    try:
-        if "__file__" in saved:
-            del main.__file__
-        main.__spec__ = None
-        yield
-    finally:
-        for name, value in saved.items():
-            setattr(main, name, value)
-
-
 # From here on: what runs inside the process.
-
-
-def prepare_process() -> None:
-    """Leave Ctrl-C to the parent, and end with it, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)

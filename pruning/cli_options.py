@@ -137,7 +137,7 @@ profile_options = _options(
     click.option(
         "--precision",
         type=percent,
-        help="Measure each network until its latency is known within this, such as 0.5%.",
+        help="Visit each network again and again until its latency is known within this, such as 0.5%.",
     ),
 )
 budget_options = _options(

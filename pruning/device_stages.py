@@ -14,7 +14,7 @@ from latency.predictor import Predictor
 from latency.probe import KINDS, probe_step
 from latency.probing import DeviceProbe, require_probed_here
 from latency.profiles import read_profile
-from latency.profiling import ProfilePlan, profile, profiling_protocol
+from latency.profiling import ProfilePlan, profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.errors import SettingError
@@ -81,8 +81,8 @@ class ProfileOptions:
         n_held_out: networks to judge LPNet by.
         minutes: time to measure for; None is no limit.
         until_mape: error of LPNet to reach, 0.01 is 1 %; None is not to look. Needs torch.
-        precision: half-width of the 95 % interval that each measurement is to reach, relative; None is the
-            default's.
+        precision: half-width of the 95 % interval that each network's latency is to be known within, relative;
+            None is to visit each once.
     """
 
     provider: str = "cpu"
@@ -112,7 +112,7 @@ def profile_stage(
         n_held_out=options.n_held_out,
         minutes=options.minutes,
         seed=seed,
-        protocol=profiling_protocol(options.precision),
+        precision=options.precision,
         probe=probe,
     )
     if options.until_mape is None:
@@ -137,6 +137,7 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
         "n_held_out": len(measured.arrays("held_out").latency_ms),
         "n_failed": len(measured.failed_rows),
         "noise_floor_mape": measured.noise_floor_mape,
+        "visit_stderr": measured.visit_stderr,
         "pace_exponent": measured.pace_exponent,
         "reference_drift_low": drift.low,
         "reference_drift_high": drift.high,

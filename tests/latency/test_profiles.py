@@ -170,6 +170,25 @@ def test_latencies_are_those_at_the_pace_of_the_clock() -> None:
     assert profile.repeatability(1.0) > 2 * as_measured  # of measurements as they are taken
 
 
+def test_standard_errors_are_those_of_whole_visits() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        _row((width, 1), 0.5 * math.exp(0.02 * rng.standard_normal()), pass_index=pass_index, stderr=0.001)
+        for width in range(200)
+        for pass_index in (0, 1)
+    ]
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0)
+
+    assert profile.visit_stderr == pytest.approx(0.02, rel=0.25)
+    np.testing.assert_allclose(profile.arrays("train").relative_stderr, profile.visit_stderr / math.sqrt(2))
+    assert ProfileSet(HEADER, tuple(rows[:18])).visit_stderr is None
+
+
+def test_of_several_visits_the_median_counts() -> None:
+    rows = [_row((8, 8), ratio, pass_index=index) for index, ratio in enumerate((0.5, 0.52, 0.9))]
+    assert ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0).arrays("train").latency_ms == [1.04]
+
+
 def test_arrays_of_an_empty_split_have_their_shapes():
     arrays = ProfileSet(HEADER, ()).arrays("train")
     assert arrays.widths.shape == (0, 2)

@@ -1,8 +1,10 @@
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,10 @@ from latency.probe import ProbeResult
 from latency.profile_rows import ProfileRow
 from latency.profiles import read_profile
 from latency.profiling import (
-    PROFILING_PROTOCOL,
     ProfilePlan,
     measuring_order,
+    passes_needed,
     profile,
-    profiling_protocol,
     within_time,
 )
 from latency.sampling import SplitWidths
@@ -133,6 +134,16 @@ def test_larger_numbers_measure_what_is_missing_and_leave_the_clock_alone(space_
     assert len(second.rows) == len({row.key for row in second.rows}) == 20 + 2 * 5
 
 
+def test_every_pass_over_the_held_out_networks_comes_after_the_one_before() -> None:
+    chosen = SplitWidths(train=(np.array([1, 1]),), held_out=(np.array([2, 2]), np.array([3, 3])))
+
+    passes = [pass_index for _, split, pass_index in measuring_order(chosen, 4) if split == "held_out"]
+
+    assert passes == [0, 0, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(InputError, match="measured at least once, got 0 passes"):
+        ProfilePlan(held_out_passes=0)
+
+
 def test_a_profile_for_some_minutes_ends_in_time_with_second_measurements_of_all_it_holds_out() -> None:
     chosen = SplitWidths(
         train=tuple(np.array([n, 1]) for n in range(40)), held_out=tuple(np.array([n, 2]) for n in range(20))
@@ -165,11 +176,32 @@ def test_minutes_are_more_than_none() -> None:
         ProfilePlan(minutes=-1)
 
 
-def test_a_precision_is_measured_for() -> None:
-    assert profiling_protocol() == PROFILING_PROTOCOL
-    assert profiling_protocol(0.005).relative_precision == 0.005
-    with pytest.raises(InputError, match="precision must be above 0"):
-        profiling_protocol(-0.1)
+def test_a_precision_is_reached_by_visiting_all_again(space_path, tmp_path, fake_worker, monkeypatch):
+    rng = np.random.default_rng(0)
+    measure = FakeWorker.measure
+
+    def noisy(worker, widths):
+        found = measure(worker, widths).measurement
+        return CandidateResult(replace(found, ratio=found.ratio * math.exp(0.01 * rng.standard_normal())))
+
+    monkeypatch.setattr(FakeWorker, "measure", noisy)
+    plan = replace(PLAN, n_candidates=20, n_held_out=6, precision=0.01)
+
+    found = _profile(space_path, tmp_path / "p.jsonl", plan)
+
+    n_passes = passes_needed(found.visit_stderr, 0.01)
+    assert 3 <= n_passes <= 12  # about 6, from an estimate of the noise
+    assert len(found.rows) == 26 * n_passes
+    again = _profile(space_path, tmp_path / "p.jsonl", plan)
+    assert again.rows == found.rows
+
+
+def test_how_often_a_precision_takes() -> None:
+    assert passes_needed(0.001, 0.01) == 1
+    assert passes_needed(0.01, 0.01) == 7  # (1.96 · 1.2533)²
+    assert passes_needed(0.5, 0.001) == 50
+    with pytest.raises(InputError, match=r"a share above 0, such as 0.005; got -0.1"):
+        ProfilePlan(precision=-0.1)
 
 
 def test_the_device_is_probed_once_and_the_step_makes_the_grid(space_path, tmp_path, fake_worker):
