@@ -105,6 +105,7 @@ def examine(name: str, case: Case, n_held_out: int, seed: int) -> list[dict[str,
     path_widths, path_ms = _optimiser_path(base, space, settings, train, seed)
     tables = measure_tables(space, settings, train.reference_ms)
     rows = []
+    fit(train, space, seed=seed).save(folder / "lpnet")
     for n_train in case.n_train:
         few = first_candidates(train, n_train)
         start = time.perf_counter()

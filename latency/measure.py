@@ -148,13 +148,19 @@ def measure_pair(
         InputError: a session's inputs cannot be made up, see `latency.session.random_feed`.
     """
     batch = batch_size or _built_in_batch(candidate)
-
-    def timed(session: ort.InferenceSession) -> TimedNet:
-        run = bound_run(session, random_feed(session, batch_size=batch))
-        return ready(run, clock_of(session), protocol)
-
     with garbage_collection_off():
-        return measure_interleaved(timed(candidate), timed(reference), protocol)
+        nets = [timed_net(session, protocol, batch) for session in (candidate, reference)]
+        return measure_interleaved(nets[0], nets[1], protocol)
+
+
+def timed_net(session: ort.InferenceSession, protocol: Protocol, batch_size: int) -> TimedNet:
+    """The session's network on random inputs, after its warm-up.
+
+    Raises:
+        InputError: inputs cannot be made up, see `latency.session.random_feed`.
+    """
+    run = bound_run(session, random_feed(session, batch_size=batch_size))
+    return ready(run, clock_of(session), protocol)
 
 
 def ready(run: Callable[[], None], clock: Clock, protocol: Protocol) -> TimedNet:
