@@ -102,6 +102,8 @@ def check(spec: str, *, n_widths: int, seed: int) -> Row:
         return Examination(spec, model, size_px, seed).row(n_widths)
     except (LatencyError, PruningError) as error:
         return Row(spec, ok=False, reason=str(error))
+    except Exception as error:  # a fault of ours is a row too, and does not end the sweep
+        return Row(spec, ok=False, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
 
 def smallest_size(model: nn.Module) -> int:

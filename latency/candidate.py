@@ -42,7 +42,7 @@ def candidate_model(space: SearchSpace, kept: Kept) -> onnx.ModelProto:
     """
     model, initializers = _cut_model(space, kept)
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in initializers.items()
+        numpy_helper.from_array(value, name) for name, value in initializers.items()
     )
     return model
 

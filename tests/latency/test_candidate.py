@@ -77,6 +77,17 @@ def test_a_candidate_has_consistent_shapes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
+def test_the_full_candidates_constants_have_the_shapes_of_the_base(name: str) -> None:
+    found = space(name)  # scalars among them, such as a Clip's bounds
+    shapes = {key: value.shape for key, value in found.structure.graph.constants.items()}
+    full = first_channels(found.full_widths)
+    held = onnx.load_from_string(candidate_in_memory(found, full).graph)
+    for model in (candidate_model(found, full), held):
+        found_shapes = weight_shapes(model)
+        assert found_shapes == {key: shapes.get(key, found_shapes[key]) for key in found_shapes}
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_a_candidate_in_memory_is_the_same_network(name: str) -> None:
     found = space(name)
     kept = random_kept(found, np.random.default_rng(3), zeros=0.3)
