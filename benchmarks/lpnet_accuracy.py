@@ -78,12 +78,15 @@ CASES = {
 @click.command(help=__doc__)
 @click.option("--cases", default=",".join(CASES), show_default=True, help="Comma-separated.")
 @click.option("--held-out", type=int, default=200, show_default=True, help="Networks to judge by.")
+@click.option("--most-train", type=int, default=1000, show_default=True, help="Training candidates at most.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(cases: str, held_out: int, seed: int) -> None:
+def main(cases: str, held_out: int, most_train: int, seed: int) -> None:
     """See the module's docstring."""
     rows: list[dict[str, Any]] = []
     for name in cases.split(","):
-        rows += examine(name, CASES[name], held_out, seed)
+        case = CASES[name]
+        few = replace(case, n_train=tuple(n for n in case.n_train if n <= most_train))
+        rows += examine(name, few, held_out, seed)
         click.echo(f"written: {write_results('lpnet_accuracy', rows)}")
 
 
