@@ -284,7 +284,10 @@ def onnx_bytes(model: LatencyModel) -> bytes:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto.SerializeToString()
+    model_proto = program.model_proto
+    for node in model_proto.graph.node:
+        del node.metadata_props[:]  # stack traces, with paths of this machine
+    return model_proto.SerializeToString()
 
 
 class _AllOutputs(nn.Module):

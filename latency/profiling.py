@@ -75,6 +75,8 @@ class ProfilePlan:
             raise InputError(f"The precision is a share above 0, such as 0.005; got {self.precision:g}.")
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"Profiling takes more than 0 minutes, got {self.minutes:g}.")
+        if self.minutes is not None and self.precision is not None:
+            raise InputError("A precision takes the time it takes: give either minutes or a precision.")
 
 
 def profile(

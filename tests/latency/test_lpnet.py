@@ -9,7 +9,7 @@ from latency.device import DeviceSettings, fingerprint
 from latency.encoding import Encoding
 from latency.errors import ProfileError
 from latency.grid import Grid
-from latency.lpnet import LatencyModel, LPNet, MlpOnWidths, load_model
+from latency.lpnet import LatencyModel, LPNet, MlpOnWidths, load_model, onnx_bytes
 from latency.predictor import MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE, LPNetManifest, Predictor
 from latency.structure import ChannelGroup, LayerView, LinearWidth
 
@@ -163,6 +163,10 @@ def test_a_removed_layer_contributes_nothing(lpnet: LPNet) -> None:
     shares = lpnet.contributions_ms(torch.tensor([[32.0, 0.0]]))[0]
     assert shares[1:3].tolist() == [0.0, 0.0]
     assert shares[0] > 0
+
+
+def test_the_onnx_file_holds_no_path_of_this_machine(lpnet: LPNet) -> None:
+    assert str(Path(__file__).parents[2]).encode() not in onnx_bytes(lpnet)
 
 
 def test_saved_models_come_back_in_torch_and_in_onnx(

@@ -174,6 +174,8 @@ def test_second_measurements_of_an_earlier_call_are_owed_too() -> None:
 def test_minutes_are_more_than_none() -> None:
     with pytest.raises(InputError, match="takes more than 0 minutes, got -1"):
         ProfilePlan(minutes=-1)
+    with pytest.raises(InputError, match="either minutes or a precision"):
+        ProfilePlan(minutes=3, precision=0.01)
 
 
 def test_a_precision_is_reached_by_visiting_all_again(space_path, tmp_path, fake_worker, monkeypatch):
