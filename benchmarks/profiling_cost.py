@@ -12,7 +12,6 @@ profiler and its worker together, after the first 100 candidates and at the end.
 import os
 import time
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -139,11 +138,9 @@ def _naive_seconds(
 ) -> float:
     start = time.perf_counter()
     module, _ = slim(network, space, make_plan(space, first_channels(widths)))
-    file = BytesIO()
     program = torch.onnx.export(module.eval(), (torch.zeros(space.input_shape),), dynamo=True, verbose=False)
     assert program is not None
-    program.save(file)
-    session = make_session(file.getvalue(), settings)
+    session = make_session(program.model_proto.SerializeToString(), settings)
     run = bound_run(session, random_feed(session, batch_size=settings.batch_size))
     for _ in range(10 + n_runs):
         run()

@@ -106,7 +106,7 @@ class ProfileRow:
     Attributes:
         widths: canonical width vector, [n_groups].
         split: "train", or "held_out" for judging predictors only.
-        pass_index: 0, and 1 for the second measurement of a held-out candidate.
+        pass_index: 0 for the first measurement of the candidate, 1 for the second, …
         status: "ok" or "failed".
         error: what failed, empty otherwise.
         ratio: the candidate's latency over the reference's; this and the rest is NaN, 0 or empty on failure.

@@ -148,6 +148,12 @@ def passes_needed(visit_stderr: float, precision: float) -> int:
     return min(MOST_PASSES, math.ceil((1.96 * stderr_of_median / precision) ** 2))
 
 
+def _passes_wanted(measured: ProfileSet, precision: float) -> int:
+    """`passes_needed`; as many as there may be while nothing says how far visits lie apart."""
+    stderr = measured.visit_stderr
+    return MOST_PASSES if stderr is None else passes_needed(stderr, precision)
+
+
 def _visit_again(
     journal: ProfileJournal,
     worker: Worker,
@@ -158,11 +164,7 @@ def _visit_again(
 ) -> None:
     """Further passes over all candidates, until their latencies are known well enough."""
     pass_index = 1
-    while (visit_stderr := journal.profile.visit_stderr) is None or pass_index < passes_needed(
-        visit_stderr, precision
-    ):
-        if pass_index >= MOST_PASSES:
-            break
+    while pass_index < _passes_wanted(journal.profile, precision):
         keys = [_key(widths.tolist(), "train", pass_index) for widths in chosen.train]
         keys += [_key(widths.tolist(), "held_out", pass_index) for widths in chosen.held_out]
         missing = [key for key in keys if key not in journal.keys]
