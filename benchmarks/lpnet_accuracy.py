@@ -164,7 +164,7 @@ def _held_out(
     plan = ProfilePlan(
         n_candidates=1,
         n_held_out=n_held_out,
-        held_out_passes=PASSES,
+        passes=PASSES,
         seed=seed + 1,
         grid=train.header.grid,
     )

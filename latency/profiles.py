@@ -114,7 +114,7 @@ class ProfileSet:
     @functools.cached_property
     def pace_exponent(self) -> float:
         """How the ratios move with the machine's pace, see `latency.pace`; 0 where that is not known."""
-        passes = self._held_out_passes()
+        passes = self._visited_again()
         ratios = np.array([[row.ratio for row in rows[:2]] for rows in passes]).reshape(-1, 2)
         paces = np.array([[self._pace(row) for row in rows[:2]] for rows in passes]).reshape(-1, 2)
         return pace_exponent(ratios, paces)
@@ -153,7 +153,7 @@ class ProfileSet:
 
         From the first two passes over the same networks, which are minutes apart, the median of their differences.
         """
-        visits = [rows[:2] for rows in self._by_candidate() if len(rows) > 1]
+        visits = [rows[:2] for rows in self._visited_again()]
         if len(visits) < _FEWEST_VISITS:
             return None
         differences = [math.log(self._settled_ms(a) / self._settled_ms(b)) for a, b in visits]
@@ -165,7 +165,8 @@ class ProfileSet:
 
         No predictor can be shown to be better than this; None where nothing was measured twice.
         """
-        passes = [[self._settled_ms(row) for row in rows] for rows in self._held_out_passes()]
+        held_out = [rows for rows in self._visited_again() if rows[0].split == "held_out"]
+        passes = [[self._settled_ms(row) for row in rows] for rows in held_out]
         errors = [abs(one_ms / np.mean(all_ms) - 1) for all_ms in passes for one_ms in all_ms]
         return float(np.mean(errors)) if errors else None
 
@@ -173,11 +174,11 @@ class ProfileSet:
         """How far two measurements of a network of about this latency lie apart, minutes apart, on this device.
 
         Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of
-        the first two passes, over the half of the held-out candidates whose latency is nearest;
+        the first two passes, over the half of the candidates whose latency is nearest;
         `LEAST_REPEATABILITY` where that is less, or nothing was measured twice. The measurements are taken
         as they are, not corrected to the clock's pace, since nobody's deadline is.
         """
-        passes = [[row.ratio for row in rows] for rows in self._held_out_passes()]
+        passes = [[row.ratio for row in rows] for rows in self._visited_again()]
         if not passes:
             return LEAST_REPEATABILITY
         wanted = latency_ms / self.reference_ms
@@ -186,9 +187,9 @@ class ProfileSet:
         differences = [abs(ratios[0] / ratios[1] - 1) for ratios in half]
         return max(LEAST_REPEATABILITY, float(1.96 / 0.6745 * np.median(differences)))
 
-    def _held_out_passes(self) -> list[list[ProfileRow]]:
-        """Measurements of the held-out candidates that were measured twice or more, in order of time."""
-        return [rows for rows in self._by_candidate() if len(rows) > 1 and rows[0].split == "held_out"]
+    def _visited_again(self) -> list[list[ProfileRow]]:
+        """Measurements of the candidates that were measured twice or more, in order of time."""
+        return [rows for rows in self._by_candidate() if len(rows) > 1]
 
     def _by_candidate(self) -> list[list[ProfileRow]]:
         """Measurements of each candidate, in order of time."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,10 +22,10 @@ from latency.sampling import SplitWidths, split_widths
 from latency.space import SearchSpace
 from latency.worker import Worker, WorkerSetup
 
-PROFILING_PROTOCOL = Protocol(max_pairs=64)
-"""Fewer pairs than a single measurement takes. On a busy machine disturbances outlast a measurement: one pass over
-ResNet-18 at 32 px was 8 % off the mean of two with 16 pairs a candidate and still 6 % with 200. More candidates
-teach a predictor more than more pairs."""
+PROFILING_PROTOCOL = Protocol(warmup_runs=3, min_pairs=8, max_pairs=16)
+"""Few pairs, since all candidates are visited twice. Where a session's weights lie in memory and what the neighbours do
+outlast a visit: of MobileNetV2's 1.7 % between two visits 0.5 % come from its 16 pairs. A candidate's third inference
+is as fast as its sixteenth."""
 
 MOST_PASSES = 50
 """Visits to each network at most, where a precision is asked for."""
@@ -40,11 +41,10 @@ class ProfilePlan:
     Attributes:
         n_candidates: networks to train a predictor on.
         n_held_out: networks to judge it by.
-        held_out_passes: how often each of these is measured, at different times.
+        passes: how often each is measured, at different times.
         precision: half-width of the 95 % interval that every network's latency is to be known within, relative: all
-            are visited again, minutes later, as often as it takes; None is to visit training candidates once.
-        minutes: time after which no further network is begun, second measurements kept room for; None is no
-            limit.
+            are visited again, minutes later, as often as it takes; None is no more than `passes`.
+        minutes: time after which no further network is begun, the later passes kept room for; None is no limit.
         seed: seed of their choice.
         protocol: how each is measured.
         grid: widths they take; None to find the device's step by probing.
@@ -53,7 +53,7 @@ class ProfilePlan:
 
     n_candidates: int = 300
     n_held_out: int = 60
-    held_out_passes: int = 2
+    passes: int = 2
     precision: float | None = None
     minutes: float | None = None
     seed: int = 0
@@ -67,10 +67,8 @@ class ProfilePlan:
                 "A profile needs at least 1 candidate and 0 held-out ones, got "
                 f"{self.n_candidates} and {self.n_held_out}."
             )
-        if self.held_out_passes < 1:
-            raise InputError(
-                f"Held-out networks are measured at least once, got {self.held_out_passes} passes."
-            )
+        if self.passes < 1:
+            raise InputError(f"Networks are measured at least once, got {self.passes} passes.")
         if self.precision is not None and not 0 < self.precision < 1:
             raise InputError(f"The precision is a share above 0, such as 0.005; got {self.precision:g}.")
         if self.minutes is not None and not self.minutes > 0:
@@ -119,7 +117,7 @@ def profile(
         chosen = split_widths(
             space, header.grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed
         )
-        keys = list(measuring_order(chosen, plan.held_out_passes))
+        keys = list(measuring_order(chosen, plan.passes))
         missing = [key for key in keys if key not in journal.keys]
         planned = missing if plan.minutes is None else within_time(missing, journal.keys, 60 * plan.minutes)
         bar = tqdm(
@@ -133,7 +131,7 @@ def profile(
         _measure_all(bar, journal, worker, on_row)
         journal.fix_reference()
         if plan.precision is not None:
-            _visit_again(journal, worker, chosen, plan.precision, show_progress, on_row)
+            _visit_again(journal, worker, chosen, plan, plan.precision, show_progress, on_row)
         return journal.profile
 
 
@@ -158,26 +156,30 @@ def _visit_again(
     journal: ProfileJournal,
     worker: Worker,
     chosen: SplitWidths,
+    plan: ProfilePlan,
     precision: float,
     show_progress: bool,
     on_row: Callable[[ProfileRow], None] | None,
 ) -> None:
     """Further passes over all candidates, until their latencies are known well enough."""
-    pass_index = 1
+    pass_index = plan.passes
     while pass_index < _passes_wanted(journal.profile, precision):
-        keys = [_key(widths.tolist(), "train", pass_index) for widths in chosen.train]
-        keys += [_key(widths.tolist(), "held_out", pass_index) for widths in chosen.held_out]
-        missing = [key for key in keys if key not in journal.keys]
+        missing = [key for key in _one_pass(chosen, pass_index) if key not in journal.keys]
         title = f"profiling, pass {pass_index + 1}"
         _measure_all(tqdm(missing, title, unit="net", disable=not show_progress), journal, worker, on_row)
         pass_index += 1
 
 
-def measuring_order(chosen: SplitWidths, held_out_passes: int = 2) -> Iterator[RowKey]:
-    """Keys of all measurements: training and held-out candidates mixed, the further passes at the end."""
+def measuring_order(chosen: SplitWidths, passes: int = 2) -> Iterator[RowKey]:
+    """Keys of all measurements, pass after pass, training and held-out candidates mixed."""
+    for pass_index in range(passes):
+        yield from _one_pass(chosen, pass_index)
+
+
+def _one_pass(chosen: SplitWidths, pass_index: int) -> Iterator[RowKey]:
     n_train, n_held_out = len(chosen.train), len(chosen.held_out)
-    train = [_key(widths.tolist(), "train", 0) for widths in chosen.train]
-    held_out = [_key(widths.tolist(), "held_out", 0) for widths in chosen.held_out]
+    train = [_key(widths.tolist(), "train", pass_index) for widths in chosen.train]
+    held_out = [_key(widths.tolist(), "held_out", pass_index) for widths in chosen.held_out]
     # A held-out candidate after every so many training ones, so that both see the machine's moods alike.
     every = max(1, n_train // max(1, n_held_out))
     blocks = [train[start : start + every] for start in range(0, n_train, every)]
@@ -185,8 +187,6 @@ def measuring_order(chosen: SplitWidths, held_out_passes: int = 2) -> Iterator[R
         yield from block or ()
         if single is not None:
             yield single
-    for pass_index in range(1, held_out_passes):
-        yield from (_key(list(widths), "held_out", pass_index) for widths, _, _ in held_out)
 
 
 def within_time(
@@ -195,26 +195,27 @@ def within_time(
     seconds: float,
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[RowKey]:
-    """Keys until the time is up, with the second measurement of every held-out network that has a first one.
+    """Keys until the time is up, with all passes over every network that has a first one.
 
     Args:
-        keys: what is missing, second passes at the end.
+        keys: what is missing, later passes at the end.
         measured: what is there already.
         seconds: time from the first key on.
         now: the clock, in seconds.
     """
-    firsts = {widths for widths, split, pass_index in measured if split == "held_out" and not pass_index}
+    begun = {widths for widths, _, pass_index in measured if not pass_index}
     repeats = [key for key in keys if key[2]]
+    n_repeats = Counter(widths for widths, _, _ in repeats)
+    n_owed = sum(n for widths, n in n_repeats.items() if widths in begun)
     start = now()
     for n_done, key in enumerate(keys):
         elapsed = now() - start
-        n_owed = sum(widths in firsts for widths, _, _ in repeats)
         if key[2] or elapsed + n_owed * elapsed / max(n_done, 1) >= seconds:
             break
         yield key
-        if key[1] == "held_out":
-            firsts.add(key[0])
-    yield from (key for key in repeats if key[0] in firsts)
+        begun.add(key[0])
+        n_owed += n_repeats[key[0]]
+    yield from (key for key in repeats if key[0] in begun)
 
 
 def _key(widths: list[int], split: Split, pass_index: int) -> RowKey:

@@ -104,7 +104,7 @@ def _profile(space_path: Path, out: Path, plan: ProfilePlan = PLAN, **options):
 
 def test_candidates_are_measured_for_real(space_path, tmp_path):
     found = _profile(space_path, tmp_path / "p.jsonl", ProfilePlan(4, 2, protocol=QUICK, grid=GRID))
-    assert len(found.rows) == 4 + 2 * 2
+    assert len(found.rows) == 2 * (4 + 2)
     assert not found.failed_rows
     assert found.rows[0].widths == (8, 12)
     assert found.reference_ms > 0
@@ -119,7 +119,7 @@ def test_the_same_command_again_measures_nothing(space_path, tmp_path, fake_work
     n_measured = fake_worker.n_measured
     again = _profile(space_path, tmp_path / "p.jsonl")
     assert again.digest == first.digest
-    assert fake_worker.n_measured == n_measured == 9 + 2 * 3
+    assert fake_worker.n_measured == n_measured == 2 * (9 + 3)
     assert (tmp_path / "p.jsonl").read_bytes() == content
 
 
@@ -131,20 +131,20 @@ def test_larger_numbers_measure_what_is_missing_and_leave_the_clock_alone(space_
     assert len(second.arrays("train").widths) == 20
     assert len(second.arrays("held_out").widths) == 5
     assert second.reference_ms == first.reference_ms
-    assert len(second.rows) == len({row.key for row in second.rows}) == 20 + 2 * 5
+    assert len(second.rows) == len({row.key for row in second.rows}) == 2 * (20 + 5)
 
 
-def test_every_pass_over_the_held_out_networks_comes_after_the_one_before() -> None:
+def test_every_pass_comes_after_the_one_before() -> None:
     chosen = SplitWidths(train=(np.array([1, 1]),), held_out=(np.array([2, 2]), np.array([3, 3])))
 
-    passes = [pass_index for _, split, pass_index in measuring_order(chosen, 4) if split == "held_out"]
+    passes = [pass_index for _, _, pass_index in measuring_order(chosen, 4)]
 
-    assert passes == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert passes == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     with pytest.raises(InputError, match="measured at least once, got 0 passes"):
-        ProfilePlan(held_out_passes=0)
+        ProfilePlan(passes=0)
 
 
-def test_a_profile_for_some_minutes_ends_in_time_with_second_measurements_of_all_it_holds_out() -> None:
+def test_a_profile_for_some_minutes_ends_in_time_with_second_measurements_of_all_it_began() -> None:
     chosen = SplitWidths(
         train=tuple(np.array([n, 1]) for n in range(40)), held_out=tuple(np.array([n, 2]) for n in range(20))
     )
@@ -154,7 +154,7 @@ def test_a_profile_for_some_minutes_ends_in_time_with_second_measurements_of_all
     done = list(within_time(keys, (), seconds=60, now=lambda: next(clock)))
 
     assert 28 <= len(done) <= 32
-    first = {widths for widths, split, pass_index in done if split == "held_out" and pass_index == 0}
+    first = {widths for widths, _, pass_index in done if pass_index == 0}
     again = {widths for widths, _, pass_index in done if pass_index == 1}
     assert first == again != set()
     assert len(done) == len(set(done))
@@ -227,7 +227,7 @@ def test_failures_are_rows_and_are_not_measured_again(space_path, tmp_path, fake
     found = _profile(space_path, tmp_path / "p.jsonl")
     assert found.failed_rows
     assert {row.error for row in found.failed_rows} == {"no memory"}
-    assert len(found.rows) == 9 + 2 * 3
+    assert len(found.rows) == 2 * (9 + 3)
     n_measured = fake_worker.n_measured
     _profile(space_path, tmp_path / "p.jsonl")
     assert fake_worker.n_measured == n_measured
@@ -253,8 +253,8 @@ def test_an_interrupted_profile_keeps_its_rows_and_goes_on(space_path, tmp_path,
     assert read_profile(tmp_path / "p.jsonl").rows == tuple(rows)
     found = _profile(space_path, tmp_path / "p.jsonl")
     assert found.rows[:5] == tuple(rows)
-    assert len(found.rows) == 9 + 2 * 3
-    assert fake_worker.n_measured == 9 + 2 * 3
+    assert len(found.rows) == 2 * (9 + 3)
+    assert fake_worker.n_measured == 2 * (9 + 3)
 
 
 def test_another_seed_does_not_continue_the_profile(space_path, tmp_path, fake_worker):
@@ -271,7 +271,7 @@ def test_a_plan_without_candidates_is_refused():
 def test_the_bar_on_stderr_shows_what_is_left(space_path, tmp_path, fake_worker, capsys):
     profile(space_path, tmp_path / "p.jsonl", plan=PLAN)
     captured = capsys.readouterr()
-    assert "15/15" in captured.err
+    assert "24/24" in captured.err
     assert captured.out == ""
 
 
@@ -279,14 +279,13 @@ def test_the_bar_on_stderr_shows_what_is_left(space_path, tmp_path, fake_worker,
 def test_first_passes_are_mixed_and_second_passes_come_last(n_train, n_held_out):
     vectors = [np.array([i]) for i in range(n_train + n_held_out)]
     order = list(measuring_order(SplitWidths(tuple(vectors[:n_train]), tuple(vectors[n_train:]))))
-    assert len(order) == len(set(order)) == n_train + 2 * n_held_out
+    assert len(order) == len(set(order)) == 2 * (n_train + n_held_out)
     first, second = order[: n_train + n_held_out], order[n_train + n_held_out :]
-    assert all(pass_index == 0 for _, _, pass_index in first)
     assert [split for _, split, _ in first].count("train") == n_train
-    assert all((split, pass_index) == ("held_out", 1) for _, split, pass_index in second)
+    assert second == [(widths, split, 1) for widths, split, _ in first]
 
 
-_PROFILE_60 = """
+_PROFILE_100 = """
 import signal
 import sys
 from pathlib import Path
@@ -298,7 +297,7 @@ slow = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=2.0)
 grid = Grid((tuple(range(1, 9)), tuple(range(13))))
 profile(Path(sys.argv[1]), Path(sys.argv[2]), plan=ProfilePlan(40, 10, protocol=slow, grid=grid))
 """
-# So long that a signal arrives before the 60 measurements are over.
+# So long that a signal arrives before the 100 measurements are over.
 SLOW = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=2.0)
 
 
@@ -312,7 +311,7 @@ def _children(process_id: int) -> list[int]:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(space_path, tmp_path, sent):
     out = tmp_path / "p.jsonl"
-    command = [sys.executable, "-c", _PROFILE_60, str(space_path), str(out)]
+    command = [sys.executable, "-c", _PROFILE_100, str(space_path), str(out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as profiler:
         deadline = time.monotonic() + 60
         while not out.exists() or out.read_bytes().count(b"\n") < 12:
@@ -323,7 +322,7 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
         # Ctrl-C reaches the whole process group of the terminal, the measuring process included.
         os.kill(profiler.pid, sent) if sent == signal.SIGKILL else os.killpg(profiler.pid, sent)
     before = read_profile(out)
-    assert 11 <= len(before.rows) < 60
+    assert 11 <= len(before.rows) < 100
     for child in children:
         while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
             assert time.monotonic() < deadline, "the measuring process outlived the profile"
@@ -332,7 +331,7 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
     found = _profile(space_path, out, ProfilePlan(40, 10, protocol=SLOW, grid=GRID))
     assert found.rows[: len(before.rows)] == before.rows
     keys = [row.key for row in found.rows]
-    assert len(keys) == len(set(keys)) == 40 + 2 * 10
+    assert len(keys) == len(set(keys)) == 2 * (40 + 10)
     assert not found.failed_rows
 
 
@@ -340,7 +339,7 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
 def test_twenty_kills_at_random_moments_lose_and_double_nothing(space_path, tmp_path):
     out = tmp_path / "p.jsonl"
-    command = [sys.executable, "-c", _PROFILE_60, str(space_path), str(out)]
+    command = [sys.executable, "-c", _PROFILE_100, str(space_path), str(out)]
     rng = np.random.default_rng(0)
     known: tuple[ProfileRow, ...] = ()
     for _ in range(20):
@@ -356,5 +355,5 @@ def test_twenty_kills_at_random_moments_lose_and_double_nothing(space_path, tmp_
     assert 0 < len(known) < len(found.rows)
     assert found.rows[: len(known)] == known
     keys = [row.key for row in found.rows]
-    assert len(keys) == len(set(keys)) == 40 + 2 * 10
+    assert len(keys) == len(set(keys)) == 2 * (40 + 10)
     assert not found.failed_rows
