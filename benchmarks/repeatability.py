@@ -5,8 +5,8 @@
 
 The candidates of a network are measured in two passes, one after the other: with the machine left alone, with a busy
 process on every other core, and, left alone again, with as many visits to each candidate a pass as `--precision` takes
-(see `latency.profiling`). Each visit takes a candidate's samples once; every estimator sees the same ones, and takes
-the median over the visits of a pass. Reported is the relative difference of the two passes.
+(see `latency.profiling`); else with the profiler's two. Each visit takes a candidate's samples once; every estimator
+sees the same ones, and takes the median over the visits of a pass. Reported is the relative difference of the passes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from latency.errors import MeasurementError
 from latency.grid import Grid
 from latency.measure import PairedMeasurement
 from latency.pace import pace_exponent
-from latency.profiling import PROFILING_PROTOCOL, passes_needed
+from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, passes_needed
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
 from latency.worker import Worker, WorkerSetup
@@ -83,9 +83,9 @@ def main(model: str, input_size: str, candidates: int, precision: float, most_vi
                     click.echo(line(row))
                 return found
 
-            rows += examine("quiet", 1)
+            rows += examine("quiet", ProfilePlan().passes)
             with _busy_cores():
-                rows += examine("other cores busy", 1)
+                rows += examine("other cores busy", ProfilePlan().passes)
             needed = passes_needed(rows[0]["visit_stderr"], precision)
             rows += examine(f"quiet, for {precision:.2%}", min(needed, most_visits))
     click.echo(f"written: {write_results('repeatability', rows)}")
