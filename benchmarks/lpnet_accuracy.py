@@ -6,8 +6,8 @@
 For each case a profile set is measured with the default settings; then 200 held-out networks, and networks along a
 pruner's way from the full width down (scores from the filters' norms), in two passes that are minutes apart, or as many
 more, up to eight, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all. Every
-method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept in data/profiles/DEVICE/CASE; interrupted,
-the same command goes on where it was.
+method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept in
+data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was.
 """
 
 import time
