@@ -34,8 +34,8 @@ Folds = list[tuple[IntArray, IntArray]]
 _OUTLIER = 4.0
 # Median of the square of a standard normal variable.
 _MEDIAN_SQUARE = 0.4549
-# The model's own error is not taken to be below this: 0.2 %.
-_LEAST_ERROR = 2e-3
+LEAST_ERROR = 2e-3
+"""The model's own error is not taken to be below this, relative."""
 # Ridge strength of the few shared prices: just enough to tell apart terms that hardly differ.
 _POOLED_STRENGTH = 1e-4
 # Rounds of estimating σ and h from cross-validated errors, and the ridge strength meanwhile.
@@ -205,7 +205,7 @@ def _error_weights(errors: FloatArray, stderr: FloatArray) -> FloatArray:
     """Inverse variance times Huber's weight of each sample, scaled to mean 1, [n]."""
     known = stderr**2
     own = float(np.median(errors**2)) / _MEDIAN_SQUARE - float(np.median(known))
-    variance = known + max(own, _LEAST_ERROR**2)
+    variance = known + max(own, LEAST_ERROR**2)
     outlying = np.abs(errors) / np.sqrt(variance)
     weights = np.minimum(1.0, _OUTLIER / np.maximum(outlying, 1e-12)) / variance
     scaled: FloatArray = weights / weights.mean()

@@ -23,7 +23,7 @@ import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
 
-from latency._physics import Folds, Physics, Samples, fit_physics, pools, relative_rmse
+from latency._physics import LEAST_ERROR, Folds, Physics, Samples, fit_physics, pools, relative_rmse
 from latency._residual import MlpSettings, MlpTask, out_of_fold_looks, seeded, train_mlp
 from latency.encoding import Encoding
 from latency.errors import ProfileError
@@ -212,8 +212,10 @@ def describe(
     cv_rmse: float,
 ) -> LPNetManifest:
     """The manifest of a fitted model, with its error and that of other methods on the held-out networks."""
+    train = profile.arrays("train")
     with torch.no_grad():
-        known = model.double().outputs(torch.from_numpy(profile.arrays("train").widths).double())
+        known = model.double().outputs(torch.from_numpy(train.widths).double())
+    spread = known["spread"].numpy() if "spread" in known else None
     kind = type(model).__name__
     held_out = profile.arrays("held_out")
     predictions: dict[str, Predict] = {kind: lambda widths: _predict_ms(model, widths), **methods}
@@ -232,14 +234,21 @@ def describe(
         fingerprint=profile.header.fingerprint,
         reference_ms=profile.reference_ms,
         profile_digest=profile.digest,
-        n_train=len(profile.arrays("train").latency_ms),
+        n_train=len(train.latency_ms),
         seed=seed,
         cv_rmse=cv_rmse,
-        largest_spread=float(known["spread"].max()) if "spread" in known else None,
+        model_error=_model_error(cv_rmse, train.relative_stderr, spread),
+        largest_spread=None if spread is None else float(spread.max()),
         metrics=metrics,
         noise_floor_mape=profile.noise_floor_mape,
         versions={name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
     )
+
+
+def _model_error(cv_rmse: float, stderr: FloatArray, spread: FloatArray | None) -> float:
+    """What is left of a cross-validated error without the measurements' noise and the fit's spread, relative."""
+    explained = float((stderr**2).mean()) + (0.0 if spread is None else float((spread**2).mean()))
+    return math.sqrt(max(cv_rmse**2 - explained, LEAST_ERROR**2))
 
 
 def _set_physics_(model: LPNet, physics: Physics, features: FloatArray) -> None:

@@ -26,7 +26,8 @@ FloatArray = npt.NDArray[np.float64]
 
 FORMAT_NAME = "trimms lpnet"
 # 1: first version. 2: `cv_rmse` and `largest_spread` in the manifest, `spread` and `layer_ms` in the ONNX file.
-FORMAT_VERSION = 2
+# 3: `model_error` in the manifest.
+FORMAT_VERSION = 3
 
 # Half the width of a 95 % interval of a normal distribution, in standard errors.
 _Z95 = 1.96
@@ -55,6 +56,7 @@ class LPNetManifest:
         n_train: networks it was fitted to.
         seed: seed of the fit.
         cv_rmse: cross-validated relative error, outliers weighted down, 0.01 is 1 %.
+        model_error: the part of it that neither the measurements' noise nor the spread explains, relative.
         largest_spread: largest relative standard error (`spread`) over the networks it was fitted to; None
             for a kind of model that knows none.
         metrics: agreement with the held-out networks by method, the model's own under `kind`; empty where
@@ -76,6 +78,7 @@ class LPNetManifest:
     n_train: int
     seed: int
     cv_rmse: float
+    model_error: float
     largest_spread: float | None
     metrics: Mapping[str, PredictionMetrics]
     noise_floor_mape: float | None
@@ -107,6 +110,7 @@ class LPNetManifest:
             "n_train": self.n_train,
             "seed": self.seed,
             "cv_rmse": self.cv_rmse,
+            "model_error": self.model_error,
             "largest_spread": self.largest_spread,
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
             "noise_floor_mape": self.noise_floor_mape,
@@ -212,7 +216,8 @@ class Predictor:
     def predict(self, widths: npt.ArrayLike) -> Prediction:
         """Predictions with their 95 % intervals and the layers' shares; see `predict_ms`.
 
-        The interval is 1.96 times the cross-validated error and the members' spread, as independent errors.
+        The interval is 1.96 times the model's own error and the members' spread, as independent errors. It is for
+        the mean of many measurements; a single one differs from that by its own noise.
 
         Raises:
             WidthError: as `predict_ms`.
@@ -225,7 +230,7 @@ class Predictor:
         latency_ms, spread, layer_ms = (
             np.asarray(value, dtype=np.float64) for value in self._session.run(names, {"widths": vectors})
         )
-        half = _Z95 * np.sqrt(self.manifest.cv_rmse**2 + spread**2)
+        half = _Z95 * np.sqrt(self.manifest.model_error**2 + spread**2)
         return Prediction(
             latency_ms=latency_ms,
             low_ms=latency_ms * np.exp(-half),

@@ -93,6 +93,7 @@ def manifest_of(model: LatencyModel) -> LPNetManifest:
         n_train=100,
         seed=0,
         cv_rmse=0.01,
+        model_error=0.01,
         largest_spread=0.02 if isinstance(model, LPNet) else None,
         metrics={},
         noise_floor_mape=None,

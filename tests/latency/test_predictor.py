@@ -68,6 +68,7 @@ def manifest(device: DeviceFingerprint) -> LPNetManifest:
         n_train=200,
         seed=0,
         cv_rmse=0.03,
+        model_error=0.03,
         largest_spread=0.01,
         metrics={"LPNet": prediction_metrics(measured * 1.01, measured)},
         noise_floor_mape=0.004,
