@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 from environment import write_results
 
 from latency.device import DeviceSettings
@@ -42,7 +43,7 @@ from pruning.trace import trace
 @click.command(help=__doc__)
 @click.option("--model", default="torchvision:mobilenet_v2", show_default=True)
 @click.option("--input-size", default="1x3x224x224", show_default=True)
-@click.option("--candidates", type=int, default=100, show_default=True)
+@click.option("--candidates", type=int, default=60, show_default=True)
 @click.option(
     "--rounds", type=int, default=3, show_default=True, help="Profiles with one worker, and with two."
 )
@@ -69,12 +70,12 @@ def main(model: str, input_size: str, candidates: int, rounds: int, seed: int) -
                 for n_workers in (1, 2):
                     out = folder / f"{n_workers}-{round_index}.jsonl"
                     with workers(address, cores[:n_workers]):
-                        start = time.perf_counter()
+                        start, busy = time.perf_counter(), psutil.cpu_times()
                         found = profile(base, out, settings, plan, open_bench=partial(fleet_bench, address))
-                        seconds = time.perf_counter() - start
+                        seconds, shares = time.perf_counter() - start, cpu_shares(busy, psutil.cpu_times())
                     profiles[n_workers].append(found)
                     about = {"model": model, "input_size": input_size, "round": round_index}
-                    rows.append(about | figures(found, seconds, n_workers))
+                    rows.append(about | figures(found, seconds, n_workers) | shares)
                     click.echo(line(rows[-1]))
     summary = compare(rows, profiles)
     click.echo(summary)
@@ -91,6 +92,8 @@ def figures(found: ProfileSet, seconds: float, n_workers: int) -> dict[str, Any]
         "seconds": seconds,
         # From the first row to the last: without connecting and starting processes.
         "rows_per_second": (len(ends) - 1) / (ends[-1] - ends[0]),
+        "preempted_per_pair": sum(row.n_preempted for row in found.ok_rows)
+        / sum(r.n_pairs for r in found.ok_rows),
         "mean_pairs": float(np.mean([row.n_pairs for row in found.ok_rows])),
         "reference_ms": float(np.median([row.reference_ms for row in found.ok_rows])),
         "devices": [
@@ -98,6 +101,17 @@ def figures(found: ProfileSet, seconds: float, n_workers: int) -> dict[str, Any]
             for device in found.by_device
         ],
     }
+
+
+def cpu_shares(before: Any, after: Any) -> dict[str, float]:
+    """Share of all cores' time that nobody used, and that this machine's host gave to others.
+
+    With one worker some half of two cores is idle; less says that something else ran on the machine.
+    """
+    spent = {
+        name: getattr(after, name) - getattr(before, name) for name in ("user", "system", "idle", "steal")
+    }
+    return {f"cpu_{name}_share": spent[name] / sum(spent.values()) for name in ("idle", "steal")}
 
 
 def compare(
@@ -134,7 +148,8 @@ def line(row: Mapping[str, Any]) -> str:
     references = ", ".join(f"{device['reference_ms']:.3f}" for device in row["devices"])
     return (
         f"round {row['round']}, {row['n_workers']} worker(s): {row['n_rows']} rows in {row['seconds']:.1f} s, then "
-        f"{row['rows_per_second']:.2f} rows/s, {row['mean_pairs']:.1f} pairs, reference {references} ms"
+        f"{row['rows_per_second']:.2f} rows/s, {row['mean_pairs']:.1f} pairs, reference {references} ms, idle "
+        f"{row['cpu_idle_share']:.0%}, stolen {row['cpu_steal_share']:.0%}"
     )
 
 
