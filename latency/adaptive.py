@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from latency.bench import OpenBench, local_bench
 from latency.device import DeviceSettings
 from latency.errors import InputError
 from latency.fitting import FitResult, fit
@@ -23,6 +24,7 @@ def profile_until(
     *,
     mape: float,
     show_progress: bool = True,
+    open_bench: OpenBench = local_bench,
     announce: Callable[[str], None] = lambda line: None,
 ) -> tuple[ProfileSet, FitResult]:
     """Measure until LPNet's error on the held-out networks is at most `mape`, or the plan's candidates are used up.
@@ -34,6 +36,7 @@ def profile_until(
         plan: candidates at most, held-out networks, how each is measured.
         mape: mean absolute relative error to reach, 0.01 is 1 %.
         show_progress: whether to show a bar for each round on stderr.
+        open_bench: gives the devices to measure on, as for `latency.profiling.profile`.
         announce: called with one line after each round.
 
     Returns:
@@ -53,7 +56,9 @@ def profile_until(
     while True:
         n_candidates = min(n_candidates + ROUND, plan.n_candidates)
         part = replace(plan, n_candidates=n_candidates)
-        measured = profile(space_path, out_path, settings, part, show_progress=show_progress)
+        measured = profile(
+            space_path, out_path, settings, part, show_progress=show_progress, open_bench=open_bench
+        )
         fitted = fit(measured, space, seed=plan.seed)
         error = fitted.metrics[fitted.manifest.kind].mape
         floor = measured.noise_floor_mape or 0.0

@@ -10,7 +10,8 @@ LatencyError
 │   └── ProviderUnavailableError    an execution provider that this ONNX Runtime does not have
 └── EnvironmentFailure              the machine's doing: try again, or free resources
     ├── MeasurementError            a measurement that could not be taken
-    └── DeviceBusyError             another measurement holds this device
+    ├── DeviceBusyError             another measurement holds this device
+    └── FleetError                  a scheduler or devices that cannot be reached
 """
 
 
@@ -56,3 +57,7 @@ class MeasurementError(EnvironmentFailure):
 
 class DeviceBusyError(EnvironmentFailure):
     """Another measurement is running on this device."""
+
+
+class FleetError(EnvironmentFailure):
+    """A fleet's scheduler, or the devices that are needed of it, cannot be reached."""

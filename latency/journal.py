@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from latency.errors import DeviceMismatchError, EnvironmentFailure, ProfileError
 from latency.profile_rows import FORMAT_NAME, ProfileHeader, ProfileRow, RowKey
@@ -16,6 +16,16 @@ from latency.profiles import REFERENCE_ROWS, ProfileSet, parse_profile
 
 # How every profile set starts.
 _MAGIC = json.dumps({"kind": FORMAT_NAME}).encode().rstrip(b"}")
+
+
+class RowSink(Protocol):
+    """Where a profile's rows go besides its file, such as a service; a `LatencyError` says that it cannot take one."""
+
+    def start(self, header: ProfileHeader) -> None:
+        """Begin the profile set with this header, or go on with it."""
+
+    def append(self, row: ProfileRow) -> None:
+        """Take a row; it is kept when the call returns. A row that came before may come again."""
 
 
 class ProfileJournal:

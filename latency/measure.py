@@ -233,7 +233,11 @@ def _median_rank(n: int, confidence: float) -> int:
 
 @contextlib.contextmanager
 def device_lock(
-    settings: DeviceSettings, *, wait_s: float = 60.0, folder: Path | None = None
+    settings: DeviceSettings,
+    *,
+    wait_s: float = 60.0,
+    folder: Path | None = None,
+    part: str | None = None,
 ) -> Iterator[None]:
     """Hold the device, so that one measurement runs on it at a time; freed even by `kill -9`.
 
@@ -241,6 +245,8 @@ def device_lock(
         settings: say which hardware is measured.
         wait_s: how long to wait for another measurement.
         folder: where the lock file is, the temporary directory if left out.
+        part: name of the part of the hardware to hold, such as "core-1"; all of it if left out. Different parts
+            can be held at the same time.
 
     Raises:
         DeviceBusyError: the device was not free within `wait_s`.
@@ -251,9 +257,11 @@ def device_lock(
     deadline = time.monotonic() + wait_s
     with contextlib.ExitStack() as held:
         try:
+            if part is not None:
+                held.enter_context(_locked(folder / f"{name}-{part}.lock", deadline))
             # Who waits holds the queue, so that a profiler between two candidates cannot overtake.
             with _locked(folder / f"{name}.queue", deadline):
-                held.enter_context(_locked(folder / f"{name}.lock", deadline))
+                held.enter_context(_locked(folder / f"{name}.lock", deadline, shared=part is not None))
         except BlockingIOError:
             raise DeviceBusyError(
                 f"Another measurement has held the {settings.hardware} for {wait_s:g} s. Two at a time would slow "
@@ -263,11 +271,12 @@ def device_lock(
 
 
 @contextlib.contextmanager
-def _locked(path: Path, deadline: float) -> Iterator[None]:
+def _locked(path: Path, deadline: float, *, shared: bool = False) -> Iterator[None]:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("a") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

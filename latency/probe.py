@@ -128,6 +128,7 @@ def probe_step(
     widths: Sequence[int] = WIDTHS,
     protocol: Protocol = PROBE_PROTOCOL,
     lock_wait_s: float = 60.0,
+    lock_part: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProbeResult:
     """Find the device's channel step by measuring single convolutions: about 130 in 20 s if nothing else is said.
@@ -138,6 +139,7 @@ def probe_step(
         widths: which widths.
         protocol: how each convolution is measured against the reference width's.
         lock_wait_s: how long to wait for another measurement on the device.
+        lock_part: see `latency.measure.device_lock`.
         progress: called with the number of convolutions measured and their total.
 
     Raises:
@@ -147,7 +149,7 @@ def probe_step(
     settings = settings or DeviceSettings()
     start, total = time.perf_counter(), len(kinds) * len(widths)
     curves: dict[str, Staircase] = {}
-    with device_lock(settings, wait_s=lock_wait_s):
+    with device_lock(settings, wait_s=lock_wait_s, part=lock_part):
         for kind in kinds:
             make_model, sizes_px = _MAKERS[kind]
             px = _image_size(make_model, sizes_px, settings)

@@ -16,7 +16,7 @@ Split = Literal["train", "held_out"]
 Status = Literal["ok", "failed"]
 RowKey = tuple[tuple[int, ...], Split, int]
 
-# 1: first version.
+# 1: first version. Rows measured by a fleet name their `device`, others have no such entry.
 FORMAT_VERSION = 1
 FORMAT_NAME = "trimms profile"
 
@@ -121,6 +121,7 @@ class ProfileRow:
         build_ms: time to make the candidate and its session, no part of its latency.
         measured_at: end of the measurement, seconds since 1970.
         ratios: the raw ratios, [n_pairs].
+        device: name of the device among several of one kind; empty where there was only one.
     """
 
     widths: tuple[int, ...]
@@ -140,6 +141,7 @@ class ProfileRow:
     build_ms: float = math.nan
     measured_at: float = math.nan
     ratios: tuple[float, ...] = ()
+    device: str = ""
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split) or self.status not in get_args(Status):
@@ -158,6 +160,7 @@ class ProfileRow:
         *,
         build_ms: float,
         measured_at: float,
+        device: str = "",
     ) -> "ProfileRow":
         """Row of a measurement that succeeded."""
         names = {field.name for field in dataclasses.fields(cls)} - {"ratios"}
@@ -170,6 +173,7 @@ class ProfileRow:
             build_ms=round(build_ms, 3),
             measured_at=round(measured_at, 3),
             ratios=tuple(round(ratio, 6) for ratio in measurement.ratios),
+            device=device,
             **values,
         )
 
@@ -181,6 +185,8 @@ class ProfileRow:
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object, without what a failed measurement has no value for."""
         fields = dataclasses.asdict(self)
+        if not self.device:
+            del fields["device"]
         known = {name: value for name, value in fields.items() if value == value}
         return {"kind": "row", **known, "widths": list(self.widths), "ratios": list(self.ratios)}
 

@@ -62,6 +62,25 @@ class ReferenceDrift:
     last: float
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceReference:
+    """The reference on one of several devices of a kind.
+
+    Attributes:
+        device: name of the device.
+        n_rows: measurements taken there.
+        reference_ms: median of the reference's latency there.
+        offset: that relative to `ProfileSet.reference_ms`, minus 1.
+        spread: half the distance between the 10 % and 90 % quantiles, relative to the median.
+    """
+
+    device: str
+    n_rows: int
+    reference_ms: float
+    offset: float
+    spread: float
+
+
 @dataclass(frozen=True)
 class ProfileSet:
     """Measurements of candidates of one network on one device.
@@ -212,6 +231,20 @@ class ProfileSet:
         size = min(_DRIFT_WINDOW, medians.size)
         running = np.median(np.lib.stride_tricks.sliding_window_view(medians, size), axis=1) - 1
         return ReferenceDrift(low=float(running.min()), high=float(running.max()), last=float(running[-1]))
+
+    @property
+    def by_device(self) -> tuple[DeviceReference, ...]:
+        """How the devices of a fleet differ, by name; empty where the rows name none."""
+        medians: dict[str, list[float]] = {}
+        for row in self.ok_rows:
+            if row.device:
+                medians.setdefault(row.device, []).append(row.reference_ms)
+        found = []
+        for device, reference_ms in sorted(medians.items()):
+            low, median, high = np.quantile(reference_ms, (0.1, 0.5, 0.9)).tolist()
+            offset, spread = median / self.reference_ms - 1, (high - low) / (2 * median)
+            found.append(DeviceReference(device, len(reference_ms), median, offset, spread))
+        return tuple(found)
 
     @property
     def digest(self) -> str:

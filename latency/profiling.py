@@ -1,4 +1,4 @@
-"""Profiling: measure many candidates of a network on this device, resumable at any moment."""
+"""Profiling: measure many candidates of a network on a device, resumable at any moment."""
 
 import math
 import time
@@ -10,17 +10,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from latency.device import DeviceSettings, fingerprint
+from latency.bench import Bench, OpenBench, local_bench
+from latency.device import DeviceSettings
 from latency.errors import InputError, MeasurementError
 from latency.grid import Grid
-from latency.journal import ProfileJournal, open_journal, require_same
+from latency.journal import ProfileJournal, RowSink, open_journal, require_same
 from latency.measure import Protocol
 from latency.probe import ProbeResult
 from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
 from latency.profiles import ProfileSet
 from latency.sampling import SplitWidths, split_widths
 from latency.space import SearchSpace
-from latency.worker import Worker, WorkerSetup
+from latency.worker import WorkerSetup
 
 PROFILING_PROTOCOL = Protocol(warmup_runs=3, min_pairs=8, max_pairs=16)
 """Few pairs, since all candidates are visited twice. Where a session's weights lie in memory and what the neighbours do
@@ -84,9 +85,10 @@ def profile(
     plan: ProfilePlan | None = None,
     *,
     show_progress: bool = True,
-    on_row: Callable[[ProfileRow], None] | None = None,
+    open_bench: OpenBench = local_bench,
+    sinks: Sequence[RowSink] = (),
 ) -> ProfileSet:
-    """Measure candidates of a network on this device, each against the network itself.
+    """Measure candidates of a network, each against the network itself.
 
     Every measurement is on disk before the next one starts. Called again with the same arguments after
     an interruption, or with larger numbers, it measures only what is missing; failures count as measured.
@@ -97,7 +99,8 @@ def profile(
         settings: provider, threads, batch size; the CPU with one thread if left out.
         plan: how many candidates, which, measured how.
         show_progress: whether to show a bar with the remaining time on stderr.
-        on_row: called with each new row once it is on disk.
+        open_bench: gives the devices to measure on; this one if left out.
+        sinks: where rows go besides the file, once they are on disk. They get those of earlier calls again.
 
     Returns:
         Everything in the file. A space smaller than the numbers asked for is measured as far as it goes.
@@ -112,8 +115,9 @@ def profile(
     settings, plan = settings or DeviceSettings(), plan or ProfilePlan()
     space = SearchSpace.load(space_path)
     setup = WorkerSetup(space_path, settings, plan.protocol)
-    with open_journal(out_path) as journal, Worker(setup) as worker:
-        header = _ensure_header(journal, worker, space, settings, plan)
+    with open_journal(out_path) as journal, open_bench(setup) as bench:
+        header = _ensure_header(journal, bench, space, plan)
+        _catch_up(sinks, header, journal)
         chosen = split_widths(
             space, header.grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed
         )
@@ -121,17 +125,17 @@ def profile(
         missing = [key for key in keys if key not in journal.keys]
         planned = missing if plan.minutes is None else within_time(missing, journal.keys, 60 * plan.minutes)
         bar = tqdm(
-            planned,
+            bench.rows(planned),
             "profiling" if plan.minutes is None else f"profiling for {plan.minutes:g} min",
             len(keys) if plan.minutes is None else None,
             unit="net",
             initial=len(keys) - len(missing),
             disable=not show_progress,
         )
-        _measure_all(bar, journal, worker, on_row)
+        _record_all(bar, journal, sinks)
         journal.fix_reference()
         if plan.precision is not None:
-            _visit_again(journal, worker, chosen, plan, plan.precision, show_progress, on_row)
+            _visit_again(journal, bench, chosen, plan, plan.precision, show_progress, sinks)
         return journal.profile
 
 
@@ -154,19 +158,19 @@ def _passes_wanted(measured: ProfileSet, precision: float) -> int:
 
 def _visit_again(
     journal: ProfileJournal,
-    worker: Worker,
+    bench: Bench,
     chosen: SplitWidths,
     plan: ProfilePlan,
     precision: float,
     show_progress: bool,
-    on_row: Callable[[ProfileRow], None] | None,
+    sinks: Sequence[RowSink],
 ) -> None:
     """Further passes over all candidates, until their latencies are known well enough."""
     pass_index = plan.passes
     while pass_index < _passes_wanted(journal.profile, precision):
         missing = [key for key in _one_pass(chosen, pass_index) if key not in journal.keys]
-        title = f"profiling, pass {pass_index + 1}"
-        _measure_all(tqdm(missing, title, unit="net", disable=not show_progress), journal, worker, on_row)
+        title, rows = f"profiling, pass {pass_index + 1}", bench.rows(missing)
+        _record_all(tqdm(rows, title, len(missing), unit="net", disable=not show_progress), journal, sinks)
         pass_index += 1
 
 
@@ -223,16 +227,16 @@ def _key(widths: list[int], split: Split, pass_index: int) -> RowKey:
 
 
 def _ensure_header(
-    journal: ProfileJournal, worker: Worker, space: SearchSpace, settings: DeviceSettings, plan: ProfilePlan
+    journal: ProfileJournal, bench: Bench, space: SearchSpace, plan: ProfilePlan
 ) -> ProfileHeader:
     """The journal's header, checked against what is asked for, or a new one after probing the device."""
     probe = None
     grid = plan.grid or (journal.header.grid if journal.header else None)
     if grid is None:
-        probe = plan.probe or worker.probe()
+        probe = plan.probe or bench.probe()
         grid = Grid.from_step(space.structure, probe.step)
     wanted = ProfileHeader(
-        fingerprint=fingerprint(settings),
+        fingerprint=bench.fingerprint,
         protocol=plan.protocol,
         structure_hash=space.structure_hash,
         group_names=tuple(group.name for group in space.groups),
@@ -248,36 +252,22 @@ def _ensure_header(
     return journal.header
 
 
-def _measure_all(
-    keys: Iterable[RowKey],
-    journal: ProfileJournal,
-    worker: Worker,
-    on_row: Callable[[ProfileRow], None] | None,
-) -> None:
+def _catch_up(sinks: Iterable[RowSink], header: ProfileHeader, journal: ProfileJournal) -> None:
+    for sink in sinks:
+        sink.start(header)
+        for row in journal.profile.rows:
+            sink.append(row)
+
+
+def _record_all(rows: Iterable[ProfileRow], journal: ProfileJournal, sinks: Iterable[RowSink]) -> None:
     n_failures_in_a_row = 0
-    for key in keys:
-        row = _measure(key, worker)
+    for row in rows:
         journal.append(row)
+        for sink in sinks:
+            sink.append(row)
         n_failures_in_a_row = n_failures_in_a_row + 1 if row.status == "failed" else 0
         if n_failures_in_a_row >= _MOST_FAILURES_IN_A_ROW:
             raise MeasurementError(
                 f"{n_failures_in_a_row} candidates in a row failed, the last one (widths {list(row.widths)}) "
                 f"with: {row.error}. The measurements so far are kept in {journal.path}."
             )
-        if on_row is not None:
-            on_row(row)
-
-
-def _measure(key: RowKey, worker: Worker) -> ProfileRow:
-    widths, split, pass_index = key
-    result = worker.measure(widths)
-    if result.measurement is None:
-        return ProfileRow(widths, split, pass_index, "failed", result.error)
-    return ProfileRow.measured(
-        widths,
-        split,
-        pass_index,
-        result.measurement,
-        build_ms=result.build_ms,
-        measured_at=time.time(),
-    )

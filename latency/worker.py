@@ -5,6 +5,7 @@ end hours of profiling.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,7 @@ class WorkerSetup:
         settings: provider, threads, batch size.
         protocol: how each candidate is measured.
         lock_wait_s: how long to wait for another measurement on the device.
+        lock_part: the part of the device that is measured, see `latency.measure.device_lock`; None is all of it.
         tasks_per_process: candidates after which the process is replaced.
         timeout_s: time after which a candidate counts as hung.
     """
@@ -56,6 +58,7 @@ class WorkerSetup:
     settings: DeviceSettings
     protocol: Protocol = DEFAULT_PROTOCOL
     lock_wait_s: float = 60.0
+    lock_part: str | None = None
     tasks_per_process: int = 60
     timeout_s: float = 600.0
 
@@ -114,8 +117,7 @@ class Worker:
                 None, "the measuring process died: out of memory, or a crash in ONNX Runtime"
             )
         except TimeoutError:
-            self._kill()
-            self._close()
+            self.abandon()
             return CandidateResult(None, f"no result within {self.setup.timeout_s:g} s")
 
     def probe(self) -> ProbeResult:
@@ -125,14 +127,19 @@ class Worker:
             MeasurementError: the process died.
         """
         try:
-            future = self._ready_executor().submit(
-                probe_step, self.setup.settings, lock_wait_s=self.setup.lock_wait_s
+            probe = functools.partial(
+                probe_step, lock_wait_s=self.setup.lock_wait_s, lock_part=self.setup.lock_part
             )
+            future = self._ready_executor().submit(probe, self.setup.settings)
             return future.result(timeout=self.setup.timeout_s)
         except (BrokenProcessPool, TimeoutError) as error:
-            self._kill()
-            self._close()
+            self.abandon()
             raise MeasurementError("The process that probed the device died or hung; try again.") from error
+
+    def abandon(self) -> None:
+        """End the process at once, whatever it measures; another thread that waits for a result gets a failure."""
+        self._kill()
+        self._close()
 
     def _ready_executor(self) -> ProcessPoolExecutor:
         # Not `max_tasks_per_child`, which can deadlock (cpython #115634).
@@ -159,9 +166,10 @@ class Worker:
                 os.kill(self.process_id, signal.SIGKILL)
 
     def _close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        self._executor, self.process_id = None, None
+        # `abandon` may come from another thread meanwhile.
+        executor, self._executor, self.process_id = self._executor, None, None
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 # From here on: what runs inside the process.
@@ -216,7 +224,8 @@ def measure_candidate(widths: tuple[int, ...]) -> CandidateResult:
         model = candidate_in_memory(_bench.space, first_channels(widths))
         session = make_session(model, setup.settings)
         build_ms = (time.perf_counter() - start) * 1e3
-        with device_lock(setup.settings, wait_s=setup.lock_wait_s), garbage_collection_off():
+        lock = device_lock(setup.settings, wait_s=setup.lock_wait_s, part=setup.lock_part)
+        with lock, garbage_collection_off():
             candidate = timed_net(session, setup.protocol, setup.settings.batch_size)
             measurement = measure_interleaved(candidate, _bench.warm_reference(), setup.protocol)
     except DeviceBusyError:

@@ -10,13 +10,17 @@ from typing import Any
 import click
 
 from pruning.cli_options import (
+    FLEET,
     MISSED_BUDGET,
     PROFILING,
     announce,
     batch_option,
     budget_options,
+    core_numbers,
     device_options,
     finetune_options,
+    fleet_of,
+    fleet_options,
     guarded,
     json_option,
     network_options,
@@ -27,6 +31,7 @@ from pruning.cli_options import (
     search_option,
     seed_option,
     show,
+    tls_options,
 )
 from pruning.run import RunDirectory
 
@@ -107,23 +112,59 @@ def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: in
 @cli.command()
 @profile_options
 @device_options
+@fleet_options
 @seed_option
 @out_option
 @json_option
 @guarded
 def profile(out: Path, as_json: bool, seed: int, **how: Any) -> None:
-    """Measure candidate networks on this device. Needs only base.onnx in the run directory, no torch.
+    """Measure candidate networks on this device, or on many. Needs only base.onnx in the run directory, no torch.
 
     \b
     Examples:
       trimms profile --out runs/mobilenet --candidates 300 --threads 1
       trimms profile --out runs/mobilenet --minutes 10
       trimms profile --out runs/mobilenet --until-mape 1% --precision 0.5%
+      trimms profile --out runs/mobilenet --scheduler tcp://10.0.0.5:8786 --device pi-3
     """
     from pruning.device_stages import profile_stage
 
-    result = profile_stage(RunDirectory(out), profiling(**how), seed=seed, announce=announce)
+    fleet = fleet_of(**{name: how.pop(name) for name in FLEET})
+    result = profile_stage(RunDirectory(out), profiling(**how, fleet=fleet), seed=seed, announce=announce)
     show(result, as_json)
+    if not as_json:
+        for device in result["devices"]:
+            click.echo(
+                f"  {device['n_rows']:5} rows  reference {device['reference_ms']:.4g} ms "
+                f"({device['offset']:+.1%}, ± {device['spread']:.1%})  {device['device']}"
+            )
+
+
+@cli.command()
+@click.option("--scheduler", required=True, help="Address of `dask scheduler`, such as tcp://10.0.0.5:8786.")
+@click.option("--device", default="", help="The device's name, unique in the fleet; the host's if left out.")
+@click.option(
+    "--cores",
+    type=core_numbers,
+    help="Cores that are the device, such as 0 or 2,3; all if left out.",
+)
+@click.option("--port", type=int, default=0, help="Port of this worker; any free one if left out.")
+@tls_options
+@guarded
+def worker(scheduler: str, device: str, cores: tuple[int, ...] | None, port: int, **tls: Path | None) -> None:
+    """Offer this device to a fleet until Ctrl-C: measure candidates for `trimms profile --scheduler`. No torch.
+
+    \b
+    Example:
+      trimms worker --scheduler tcp://10.0.0.5:8786 --device pi-3
+    """
+    from latency.fleet.address import FleetAddress
+    from latency.fleet.device_worker import OfferedDevice, serve_device
+
+    address = FleetAddress(scheduler, **tls)
+    if address.danger is not None:
+        announce(address.danger)
+    serve_device(address, OfferedDevice(device, cores or (), port), announce)
 
 
 @cli.command()

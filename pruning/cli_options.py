@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from latency.errors import EnvironmentFailure as LatencyEnvironmentFailure
 from latency.errors import LatencyError
-from pruning.device_stages import ProfileOptions
+from latency.fleet.address import FleetAddress
+from pruning.device_stages import FleetOptions, ProfileOptions
 from pruning.errors import EnvironmentFailure, PruningError, SettingError
 from pruning.run import RunSettings
 
@@ -54,8 +56,9 @@ def guarded(command: Command) -> Command:
             click.echo("\ntrimms: stopped; give the same command again to go on.", err=True)
             code = INTERRUPTED
         except ModuleNotFoundError as error:
+            extra = "fleet" if error.name in ("dask", "distributed") else "prune"
             click.echo(
-                f"trimms: this command needs '{error.name}'; install it with: pip install 'trimms[prune]'",
+                f"trimms: this command needs '{error.name}'; install it with: pip install 'trimms[{extra}]'",
                 err=True,
             )
             code = ENVIRONMENT_FAILURE
@@ -140,6 +143,21 @@ profile_options = _options(
         help="Visit each network again and again until its latency is known within this, such as 0.5%.",
     ),
 )
+_PEM = click.Path(path_type=Path)
+tls_options = _options(
+    click.option(
+        "--tls-ca", type=_PEM, help="For tls://: certificate of the authority that signed all others."
+    ),
+    click.option("--tls-cert", type=_PEM, help="For tls://: certificate of this machine."),
+    click.option("--tls-key", type=_PEM, help="For tls://: its private key."),
+)
+fleet_options = _options(
+    click.option(
+        "--scheduler", help="Measure on the devices of this Dask scheduler, such as tcp://10.0.0.5:8786."
+    ),
+    click.option("--device", help="With --scheduler: name of one of the devices of the kind to measure on."),
+    tls_options,
+)
 budget_options = _options(
     click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
     click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
@@ -155,6 +173,9 @@ finetune_options = _options(
 )
 
 
+FLEET = ("scheduler", "device", "tls_ca", "tls_cert", "tls_key")
+"""Names of the options of `fleet_options`."""
+
 PROFILING = ("candidates", "held_out", "minutes", "until_mape", "precision", "threads", "provider")
 """Names of the options of `device_options` and `profile_options`."""
 
@@ -168,8 +189,9 @@ def profiling(
     precision: float | None,
     threads: int,
     provider: str,
+    fleet: FleetOptions | None = None,
 ) -> ProfileOptions:
-    """What `device_options` and `profile_options` say together.
+    """What `device_options`, `profile_options` and, as `fleet`, `fleet_options` say together.
 
     Raises:
         SettingError: two ways to end the profile are asked for.
@@ -187,7 +209,28 @@ def profiling(
         minutes=minutes,
         until_mape=until_mape,
         precision=precision,
+        fleet=fleet,
     )
+
+
+def fleet_of(scheduler: str | None, device: str | None, **tls: Path | None) -> FleetOptions | None:
+    """What `fleet_options` say; None where this device is to be measured.
+
+    Raises:
+        SettingError: options of a fleet without its scheduler.
+    """
+    if scheduler is not None:
+        return FleetOptions(FleetAddress(scheduler, **tls), device)
+    if device is not None or any(file is not None for file in tls.values()):
+        raise SettingError("--device and the --tls files belong to a fleet: give --scheduler too.")
+    return None
+
+
+def core_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of cores from text such as `0,1`."""
+    if not all(part.isdigit() for part in text.split(",")):
+        raise click.BadParameter(f"'{text}' is no list of core numbers, such as 0 or 2,3.")
+    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def run_settings(
@@ -224,7 +267,7 @@ def run_settings(
 
 def announce(line: str) -> None:
     """Tell people how far a command is, beside its result."""
-    click.echo(line, err=True)
+    tqdm.write(line, file=sys.stderr)  # above a progress bar, if there is one
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

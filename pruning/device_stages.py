@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from latency.bench import OpenBench, local_bench
 from latency.device import DeviceSettings, fingerprint
+from latency.fleet.address import FleetAddress
 from latency.predictor import Predictor
-from latency.probe import KINDS, probe_step
+from latency.probe import KINDS, ProbeResult, probe_step
 from latency.probing import DeviceProbe, require_probed_here
 from latency.profiles import read_profile
 from latency.profiling import ProfilePlan, profile
@@ -71,6 +74,19 @@ def _advance(bar: "tqdm[Any]", done: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """Which devices of which fleet are profiled.
+
+    Attributes:
+        address: the fleet's scheduler.
+        device: name of one device of the kind; None where there is one kind only.
+    """
+
+    address: FleetAddress
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ProfileOptions:
     """How the device is profiled.
 
@@ -83,6 +99,7 @@ class ProfileOptions:
         until_mape: error of LPNet to reach, 0.01 is 1 %; None is not to look. Needs torch.
         precision: half-width of the 95 % interval that each network's latency is to be known within, relative;
             None is to visit each once.
+        fleet: devices to profile on; None is this one.
     """
 
     provider: str = "cpu"
@@ -92,6 +109,7 @@ class ProfileOptions:
     minutes: float | None = None
     until_mape: float | None = None
     precision: float | None = None
+    fleet: FleetOptions | None = None
 
 
 def profile_stage(
@@ -101,29 +119,41 @@ def profile_stage(
     seed: int,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure candidates of the run's network on this device; goes on where it was interrupted."""
+    """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted."""
     base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
     batch_size = SearchSpace.load(base).input_shape[0]
     settings = DeviceSettings.parse(options.provider, threads=options.threads, batch_size=batch_size)
-    known = run.file("probe.json")
-    probe = require_probed_here(DeviceProbe.read(known), settings, known) if known.is_file() else None
     plan = ProfilePlan(
         n_candidates=options.n_candidates,
         n_held_out=options.n_held_out,
         minutes=options.minutes,
         seed=seed,
         precision=options.precision,
-        probe=probe,
+        probe=None if options.fleet else _known_probe(run, settings),
     )
+    out, bench = run.file("profile.jsonl"), _bench(options.fleet, announce)
     if options.until_mape is None:
-        profile(base, run.file("profile.jsonl"), settings, plan)
+        profile(base, out, settings, plan, open_bench=bench)
     else:
         from latency.adaptive import profile_until
 
-        profile_until(
-            base, run.file("profile.jsonl"), settings, plan, mape=options.until_mape, announce=announce
-        )
+        profile_until(base, out, settings, plan, mape=options.until_mape, open_bench=bench, announce=announce)
     return profile_summary(run)
+
+
+def _known_probe(run: RunDirectory, settings: DeviceSettings) -> ProbeResult | None:
+    known = run.file("probe.json")
+    return require_probed_here(DeviceProbe.read(known), settings, known) if known.is_file() else None
+
+
+def _bench(fleet: FleetOptions | None, announce: Callable[[str], None]) -> OpenBench:
+    if fleet is None:
+        return local_bench
+    from latency.fleet.fleet_bench import fleet_bench
+
+    if fleet.address.danger is not None:
+        announce(fleet.address.danger)
+    return partial(fleet_bench, fleet.address, device=fleet.device, announce=announce)
 
 
 def profile_summary(run: RunDirectory) -> dict[str, Any]:
@@ -141,6 +171,7 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
         "pace_exponent": measured.pace_exponent,
         "reference_drift_low": drift.low,
         "reference_drift_high": drift.high,
+        "devices": [asdict(device) for device in measured.by_device],
         "profile": str(run.file("profile.jsonl")),
     }
 

@@ -22,8 +22,9 @@ LAYERS = {
         ),
         ("candidate", "grid", "in_memory", "space"),
         ("device", "measure", "probe", "probing", "processes", "session", "sessions", "timing"),
-        ("journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
+        ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
         ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "predictor"),
+        ("fleet",),
     ),
     "pruning": (
         ("errors", "files", "records"),
@@ -46,14 +47,16 @@ LAYERS = {
     ),
 }
 
-# What the installation for a device leaves out: the extra "prune".
+# What the installation for a device leaves out: the extras "prune" and "fleet".
 NOT_ON_A_DEVICE = (
-    *("jinja2", "matplotlib", "onnx_ir", "onnxscript", "pandas", "PIL", "safetensors", "sklearn"),
-    *("timm", "torch", "torchvision"),
+    *("dask", "distributed", "jinja2", "matplotlib", "onnx_ir", "onnxscript", "pandas", "PIL", "safetensors"),
+    *("sklearn", "timm", "torch", "torchvision"),
 )
 FITTING = tuple(
     f"latency.{name}" for name in ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet")
 )
+# What the extra "fleet" brings to the devices of a fleet.
+WITH_DASK = ("latency.fleet.device_worker", "latency.fleet.fleet_bench", "latency.fleet.remote")
 # `trimms profile`, `predict` and `verify` run through these.
 ON_A_DEVICE = (
     "certificate",
@@ -161,7 +164,13 @@ print(json.dumps(found))
 
 
 def test_latency_but_for_fitting_imports_nothing_that_a_device_lacks():
-    assert heavy_imports(name for name in sources("latency") if name not in FITTING) == {}
+    assert heavy_imports(name for name in sources("latency") if name not in (*FITTING, *WITH_DASK)) == {}
+
+
+def test_a_device_of_a_fleet_needs_dask_on_top_with_what_that_brings():
+    found = {module for heavy in heavy_imports(WITH_DASK).values() for module in heavy}
+    assert "distributed" in found
+    assert found <= {"dask", "distributed", "jinja2"}
 
 
 def test_what_runs_on_a_device_imports_nothing_that_a_device_lacks():

@@ -12,7 +12,7 @@ import pytest
 from pruning.cli import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CHANGELOG.md", "data/README.md", "Makefile")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "data/README.md", "latency/fleet/README.md", "Makefile")
 
 
 def text_of(document):

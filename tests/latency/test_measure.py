@@ -283,6 +283,18 @@ def test_the_device_is_refused_while_another_process_holds_it_and_free_when_that
             pass
 
 
+def test_parts_of_a_device_are_held_side_by_side_but_never_with_all_of_it(tmp_path):
+    def lock(part=None):
+        return device_lock(DeviceSettings(), wait_s=0, folder=tmp_path, part=part)
+
+    with lock("core-0"), lock("core-1"):
+        for refused in (None, "core-0"):
+            with pytest.raises(DeviceBusyError), lock(refused):
+                pass
+    with lock(), pytest.raises(DeviceBusyError), lock("core-0"):
+        pass
+
+
 def test_the_device_lock_can_be_taken_again_after_an_error(tmp_path):
     with pytest.raises(RuntimeError), device_lock(DeviceSettings(), folder=tmp_path):
         raise RuntimeError

@@ -213,6 +213,31 @@ def test_a_drift_of_the_reference_is_reported():
     assert (drift.low, drift.high, drift.last) == pytest.approx((0.0, 0.1, 0.1))
 
 
+def test_the_devices_of_a_fleet_are_compared_by_their_reference():
+    times_ms = {"b": [2.0, 2.2, 2.1], "a": [4.0, 4.4, 4.2]}
+    rows = [
+        dataclasses.replace(_row((16, step), reference_ms=ms), device=device)
+        for device, all_ms in times_ms.items()
+        for step, ms in enumerate(all_ms, start=1 if device == "a" else 9)
+    ]
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0)
+
+    slow, fast = profile.by_device
+
+    assert (slow.device, slow.n_rows, slow.reference_ms) == ("a", 3, 4.2)
+    assert slow.offset == pytest.approx(1.1)
+    assert slow.spread == pytest.approx((4.36 - 4.04) / 2 / 4.2)
+    assert (fast.device, fast.offset) == ("b", pytest.approx(0.05))
+    assert ProfileSet(HEADER, (_row((16, 32)),)).by_device == ()
+
+
+def test_only_rows_of_a_fleet_name_their_device():
+    row = _row((16, 32))
+    assert "device" not in row.to_json()
+    named = dataclasses.replace(row, device="pi-3")
+    assert ProfileRow.from_json(named.to_json()) == named
+
+
 def test_the_digest_depends_on_rows_header_and_clock():
     profile = ProfileSet(HEADER, (_row((16, 32)),), fixed_reference_ms=1.0)
     others = [

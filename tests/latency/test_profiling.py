@@ -15,7 +15,7 @@ from latency.errors import InputError, MeasurementError, ProfileError
 from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbeResult
-from latency.profile_rows import ProfileRow
+from latency.profile_rows import ProfileHeader, ProfileRow
 from latency.profiles import read_profile
 from latency.profiling import (
     ProfilePlan,
@@ -91,10 +91,27 @@ class FakeWorker:
         )
 
 
+class Sink:
+    """Keeps what it is given; Ctrl-C comes after so many rows, if at all."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.headers: list[ProfileHeader] = []
+        self.rows: list[ProfileRow] = []
+
+    def start(self, header: ProfileHeader) -> None:
+        self.headers.append(header)
+
+    def append(self, row: ProfileRow) -> None:
+        self.rows.append(row)
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
+
+
 @pytest.fixture
 def fake_worker(monkeypatch) -> type[FakeWorker]:
     worker = type("Worker", (FakeWorker,), {})
-    monkeypatch.setattr("latency.profiling.Worker", worker)
+    monkeypatch.setattr("latency.bench.Worker", worker)
     return worker
 
 
@@ -241,20 +258,23 @@ def test_ten_failures_in_a_row_end_it(space_path, tmp_path, fake_worker):
 
 
 def test_an_interrupted_profile_keeps_its_rows_and_goes_on(space_path, tmp_path, fake_worker):
-    rows: list[ProfileRow] = []
-
-    def stop_after_five(row: ProfileRow) -> None:
-        rows.append(row)
-        if len(rows) == 5:
-            raise KeyboardInterrupt
-
+    stopping = Sink(stop_after=5)
     with pytest.raises(KeyboardInterrupt):
-        _profile(space_path, tmp_path / "p.jsonl", on_row=stop_after_five)
-    assert read_profile(tmp_path / "p.jsonl").rows == tuple(rows)
+        _profile(space_path, tmp_path / "p.jsonl", sinks=[stopping])
+    assert read_profile(tmp_path / "p.jsonl").rows == tuple(stopping.rows)
     found = _profile(space_path, tmp_path / "p.jsonl")
-    assert found.rows[:5] == tuple(rows)
+    assert found.rows[:5] == tuple(stopping.rows)
     assert len(found.rows) == 2 * (9 + 3)
     assert fake_worker.n_measured == 2 * (9 + 3)
+
+
+def test_a_further_sink_gets_every_row_and_those_of_earlier_calls_too(space_path, tmp_path, fake_worker):
+    first = _profile(space_path, tmp_path / "p.jsonl", ProfilePlan(4, 1, protocol=QUICK, grid=GRID))
+    sink = Sink()
+    found = _profile(space_path, tmp_path / "p.jsonl", sinks=[sink])
+    assert sink.headers == [found.header]
+    assert tuple(sink.rows) == found.rows
+    assert len(found.rows) > len(first.rows)
 
 
 def test_another_seed_does_not_continue_the_profile(space_path, tmp_path, fake_worker):

@@ -94,6 +94,21 @@ def test_a_candidate_that_hangs_is_given_up(space_path):
         _wait_until_gone(process_id)
 
 
+def test_an_abandoned_candidate_ends_at_once(space_path):
+    worker = Worker(WorkerSetup(space_path, DeviceSettings(), ENDLESS))
+
+    def abandon() -> None:
+        while worker.process_id is None:
+            time.sleep(0.01)
+        worker.abandon()
+
+    killer = threading.Thread(target=abandon)
+    killer.start()
+    assert worker.measure((8, 12)).measurement is None
+    killer.join()
+    assert worker.process_id is None
+
+
 def test_an_unreadable_base_network_is_an_error_of_its_own(tmp_path):
     with (
         Worker(WorkerSetup(tmp_path / "gone.onnx", DeviceSettings(), QUICK)) as worker,

@@ -1,0 +1,246 @@
+"""A fleet as a bench: candidates go to whichever device of one kind is free, and to another one where it dies."""
+
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, wait
+
+from latency.bench import row_of
+from latency.device import DeviceFingerprint
+from latency.errors import DeviceBusyError, FleetError, LatencyError, MeasurementError
+from latency.fleet.address import FleetAddress
+from latency.fleet.devices import FleetDevice, choose_kind, devices_in
+from latency.fleet.remote import DeviceResult, JobPlugin, fingerprint_there, measure_there, probe_there
+from latency.probe import ProbeResult
+from latency.profile_rows import ProfileRow, RowKey
+from latency.worker import CandidateResult, WorkerSetup
+
+CONNECT_S = 10.0
+"""How long to try to reach the scheduler."""
+
+POLL_S = 2.0
+"""How often to look which devices there are."""
+
+# One candidate is being measured on each device, the next one is there already when it is done.
+_IN_FLIGHT_EACH = 2
+# Refusals of devices in a row, per device, that are the job's fault rather than a passing one.
+_MOST_REFUSALS_EACH = 3
+_JOB = "trimms-job-"
+
+Announce = Callable[[str], None]
+
+
+class FleetBench:
+    """The devices of one kind in a fleet; those that come later join in.
+
+    Attributes:
+        fingerprint: the devices' at the job's settings.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        job: str,
+        kind: str,
+        fingerprint: DeviceFingerprint,
+        patience_s: float,
+        announce: Announce,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self._client = client
+        self._job = job
+        self._kind = kind
+        self._patience_s = patience_s
+        self._announce = announce
+        self._n_devices = 1
+        self._n_refusals = 0
+        self._next_look = 0.0
+        self._numbers = itertools.count()
+
+    def probe(self) -> ProbeResult:
+        """As `Bench.probe`, on one of the devices."""
+        future = self._submit(probe_there)
+        self._first_done([future])
+        probed: ProbeResult = future.result()
+        return probed
+
+    def rows(self, keys: Iterable[RowKey]) -> Iterator[ProfileRow]:
+        """As `Bench.rows`; each row names its device.
+
+        Raises:
+            FleetError: the scheduler was lost, or all devices for longer than the patience.
+            LatencyError: as `latency.worker.Worker.measure`; what may pass is tried again first.
+        """
+        new, again = iter(keys), deque[RowKey]()
+        in_flight: dict[Future[Any], RowKey] = {}
+        self._look()
+        try:
+            while True:
+                while len(in_flight) < _IN_FLIGHT_EACH * self._n_devices:
+                    key = again.popleft() if again else next(new, None)
+                    if key is None:
+                        break
+                    in_flight[self._submit(measure_there, key[0])] = key
+                if not in_flight:
+                    return
+                for future in self._first_done(in_flight):
+                    key = in_flight.pop(future)
+                    row = self._row(key, future)
+                    if row is None:
+                        again.append(key)
+                    else:
+                        yield row
+        finally:
+            with contextlib.suppress(Exception):  # a lost scheduler has nothing to cancel
+                self._client.cancel(list(in_flight))
+
+    def _submit(self, task: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        name = f"{task.__name__}-{self._job}-{next(self._numbers)}"
+        return self._client.submit(
+            task, self._job, *arguments, key=name, pure=False, resources={self._kind: 1}
+        )
+
+    def _row(self, key: RowKey, future: "Future[Any]") -> ProfileRow | None:
+        """The row of a task that has ended, None where another device, or the same one later, may do better."""
+        if future.status == "finished":
+            found: DeviceResult = future.result()
+            self._n_refusals = 0
+            return row_of(key, found.result, found.device)
+        if future.status != "error":
+            raise FleetError(
+                "The scheduler was lost; the rows so far are kept. Start it and give the command again."
+            )
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            reason = f"{error.allowed_failures + 1} devices were lost while they measured it"
+            return row_of(key, CandidateResult(None, reason), str(error.last_worker.name))
+        if isinstance(error, DeviceBusyError | MeasurementError):
+            self._tolerate(error)
+            return None
+        if isinstance(error, LatencyError):
+            raise error
+        raise MeasurementError(f"A device failed: {type(error).__name__}: {error}.") from error
+
+    def _tolerate(self, error: LatencyError) -> None:
+        """Raise the error where it has come too often in a row."""
+        self._n_refusals += 1
+        if self._n_refusals > _MOST_REFUSALS_EACH * self._n_devices:
+            raise error
+        self._announce(f"tried again: {error}")
+
+    def _first_done(self, futures: Collection["Future[Any]"]) -> list["Future[Any]"]:
+        """Tasks that have ended, in the order of submission, once there is one."""
+        alone_since: float | None = None
+        while True:
+            with self._client.as_current(), contextlib.suppress(TimeoutError):
+                wait(list(futures), timeout=POLL_S, return_when="FIRST_COMPLETED")
+            if time.monotonic() >= self._next_look:
+                self._look()
+            done = [future for future in futures if future.done()]
+            if done:
+                return done
+            if self._n_devices:
+                alone_since = None
+            elif alone_since is None:
+                alone_since = time.monotonic()
+                self._announce(f"no device is left; waiting {self._patience_s:g} s for one")
+            elif time.monotonic() - alone_since > self._patience_s:
+                raise FleetError(
+                    f"No device was left for {self._patience_s:g} s. The rows so far are kept: start a worker with "
+                    "`trimms worker` and give the same command again."
+                )
+
+    def _look(self) -> None:
+        """Count the devices."""
+        devices = devices_in(_scheduler_info(self._client))
+        n_devices = sum(device.kind == self._kind for device in devices)
+        if n_devices != self._n_devices:
+            self._announce(f"{n_devices} device(s) measuring")
+        self._n_devices = n_devices
+        self._next_look = time.monotonic() + POLL_S
+
+
+@contextlib.contextmanager
+def fleet_bench(
+    address: FleetAddress,
+    setup: WorkerSetup,
+    *,
+    device: str | None = None,
+    patience_s: float = 60.0,
+    announce: Announce = lambda line: None,
+) -> Iterator[FleetBench]:
+    """The fleet's devices of one kind as a bench.
+
+    Args:
+        address: the scheduler.
+        setup: network, settings, protocol; the lock's part is each device's own.
+        device: name of a device of the kind wanted; None where there is one kind only.
+        patience_s: how long to wait where there is no device, at first and later.
+        announce: called with a line when devices come and go.
+
+    Raises:
+        FleetError: the scheduler cannot be reached, or has no device.
+        InputError: there are several kinds of devices, or none called so.
+        ProviderUnavailableError: the devices lack the provider.
+    """
+    with _connected(address) as client:
+        kind = choose_kind(_wait_for_devices(client, patience_s, announce), device)[0].kind
+        there = client.submit(fingerprint_there, setup.settings, pure=False, resources={kind: 1}).result()
+        job = _JOB + client.id
+        _sweep(client)
+        plugin = JobPlugin(kind, setup, setup.space_path.read_bytes(), there.digest)
+        client.register_plugin(plugin, name=job)
+        try:
+            yield FleetBench(client, job, kind, there, patience_s, announce)
+        finally:
+            with contextlib.suppress(Exception):  # what is left then is swept away by the next job
+                client.unregister_worker_plugin(job)
+
+
+@contextlib.contextmanager
+def _connected(address: FleetAddress) -> Iterator[Client]:
+    try:
+        client = Client(
+            address.scheduler, security=address.security(), timeout=CONNECT_S, set_as_default=False
+        )
+    except (OSError, TimeoutError) as error:
+        raise FleetError(
+            f"The scheduler {address.scheduler} cannot be reached ({error}); start it with `dask scheduler`."
+        ) from error
+    with client:
+        yield client
+
+
+def _scheduler_info(client: Client) -> dict[str, Any]:
+    try:
+        return dict(client.scheduler_info(n_workers=-1))
+    except (OSError, TimeoutError) as error:
+        raise FleetError(f"The scheduler was lost ({error}); start it and give the command again.") from error
+
+
+def _wait_for_devices(client: Client, patience_s: float, announce: Announce) -> list[FleetDevice]:
+    deadline, told = time.monotonic() + patience_s, False
+    while not (devices := devices_in(_scheduler_info(client))):
+        if time.monotonic() > deadline:
+            raise FleetError(f"No device came within {patience_s:g} s; start `trimms worker` on each.")
+        if not told:
+            announce(f"waiting up to {patience_s:g} s for a device")
+        told = True
+        time.sleep(0.2)
+    return devices
+
+
+def _sweep(client: Client) -> None:
+    """End the jobs of clients that were killed."""
+    for job in client.run_on_scheduler(_orphans):
+        client.unregister_worker_plugin(job)
+
+
+def _orphans(dask_scheduler: Any) -> list[str]:
+    """Runs on the scheduler: jobs whose client is gone."""
+    jobs = [name for name in dask_scheduler.worker_plugins if name.startswith(_JOB)]
+    return [job for job in jobs if job.removeprefix(_JOB) not in dask_scheduler.clients]

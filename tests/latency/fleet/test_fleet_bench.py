@@ -1,0 +1,247 @@
+"""Profiling on real worker processes; they end one after the other, so the order of the tests matters."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from distributed import Client, Security
+
+from latency.device import DeviceSettings, fingerprint
+from latency.errors import DeviceBusyError, FleetError, InputError, ProviderUnavailableError
+from latency.fleet import fleet_bench as module
+from latency.fleet.address import FleetAddress
+from latency.fleet.fleet_bench import fleet_bench
+from latency.fleet.remote import JobPlugin
+from latency.grid import Grid
+from latency.measure import Protocol, device_lock
+from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import read_profile
+from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, profile
+from latency.worker import WorkerSetup
+from pruning.cli import cli
+
+GRID = Grid((tuple(range(1, 9)), tuple(range(13))))
+QUICK = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
+# About 50 ms a candidate, so that something can happen meanwhile.
+SLOW = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=3.0)
+PLAN = ProfilePlan(n_candidates=30, n_held_out=6, protocol=SLOW, grid=GRID)
+N_ROWS = 2 * (30 + 6)
+
+
+class After:
+    """Calls something once so many rows are there."""
+
+    def __init__(self, n_rows: int, action: Callable[[], None]) -> None:
+        self.n_rows, self.action = n_rows, action
+        self.rows: list[ProfileRow] = []
+
+    def start(self, header: ProfileHeader) -> None:
+        pass
+
+    def append(self, row: ProfileRow) -> None:
+        self.rows.append(row)
+        if len(self.rows) == self.n_rows:
+            self.action()
+
+
+def _profile(fleet, space_path: Path, out: Path, *sinks: After, plan: ProfilePlan = PLAN, **options):
+    bench = partial(fleet_bench, fleet.address, **options)
+    return profile(space_path, out, plan=plan, show_progress=False, open_bench=bench, sinks=sinks)
+
+
+def _assert_complete(found, n_rows: int = N_ROWS) -> None:
+    keys = [row.key for row in found.rows]
+    assert len(keys) == len(set(keys)) == n_rows
+    assert found.failed_rows == ()
+
+
+def _jobs(address: str) -> list[str]:
+    with Client(address, set_as_default=False) as client:
+        plugins = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins))
+    return [name for name in plugins if name.startswith("trimms")]
+
+
+def _refuse() -> None:
+    raise KeyboardInterrupt
+
+
+def test_all_devices_measure_and_every_candidate_is_measured_once(fleet, space_path, tmp_path):
+    lines: list[str] = []
+
+    found = _profile(fleet, space_path, tmp_path / "p.jsonl", announce=lines.append)
+
+    _assert_complete(found)
+    assert found.header.fingerprint.digest == fingerprint(DeviceSettings()).digest
+    assert [device.device for device in found.by_device] == ["one", "zero"]
+    assert sum(device.n_rows for device in found.by_device) == N_ROWS
+    assert min(device.n_rows for device in found.by_device) > N_ROWS / 5
+    assert lines == ["2 device(s) measuring"]
+    assert read_profile(tmp_path / "p.jsonl").digest == found.digest
+
+
+def test_the_same_command_again_measures_nothing_and_larger_numbers_what_is_missing(
+    fleet, space_path, tmp_path
+):
+    quick = ProfilePlan(6, 2, protocol=QUICK, grid=GRID)
+    first = _profile(fleet, space_path, tmp_path / "p.jsonl", plan=quick)
+    again = _profile(fleet, space_path, tmp_path / "p.jsonl", plan=quick)
+    more = _profile(
+        fleet, space_path, tmp_path / "p.jsonl", plan=ProfilePlan(9, 2, protocol=QUICK, grid=GRID)
+    )
+
+    assert again.rows == first.rows
+    assert more.rows[: len(first.rows)] == first.rows
+    _assert_complete(more, 2 * (9 + 2))
+
+
+def test_the_command_line_goes_on_with_it_and_shows_the_devices(fleet, space_path, tmp_path):
+    begun = ProfilePlan(2, 1, protocol=PROFILING_PROTOCOL, grid=GRID)
+    _profile(fleet, space_path, tmp_path / "profile.jsonl", plan=begun)
+    options = ["--candidates", "12", "--held-out", "2", "--device", "one", "--out", str(tmp_path)]
+
+    done = CliRunner().invoke(cli, ["profile", "--scheduler", fleet.address.scheduler, *options])
+
+    assert done.exit_code == 0, done.output
+    _assert_complete(read_profile(tmp_path / "profile.jsonl"), 2 * (12 + 2))
+    assert "28/28" in done.stderr
+    assert re.search(r"rows  reference [\d.]+ ms \([+-][\d.]+%, ± [\d.]+%\)  one", done.stdout)
+
+
+def test_ctrl_c_keeps_the_rows_and_ends_the_job_on_the_devices(fleet, space_path, tmp_path):
+    stopping = After(5, _refuse)
+
+    with pytest.raises(KeyboardInterrupt):
+        _profile(fleet, space_path, tmp_path / "p.jsonl", stopping)
+
+    assert read_profile(tmp_path / "p.jsonl").rows == tuple(stopping.rows)
+    assert _jobs(fleet.address.scheduler) == []
+    found = _profile(fleet, space_path, tmp_path / "p.jsonl")
+    assert found.rows[:5] == tuple(stopping.rows)
+    _assert_complete(found)
+
+
+def test_a_job_whose_client_was_killed_is_ended_by_the_next_one(fleet, space_path):
+    setup = WorkerSetup(space_path, DeviceSettings(), QUICK)
+    with Client(fleet.address.scheduler, set_as_default=False) as client:
+        client.register_plugin(JobPlugin("no kind", setup, b"", ""), name="trimms-job-of-the-dead")
+    assert _jobs(fleet.address.scheduler) == ["trimms-job-of-the-dead"]
+
+    with fleet_bench(fleet.address, setup):
+        (own,) = _jobs(fleet.address.scheduler)
+
+    assert own.startswith("trimms-job-Client")
+    assert _jobs(fleet.address.scheduler) == []
+
+
+def test_a_device_that_stays_busy_is_tried_again_and_then_named(fleet, space_path):
+    setup = WorkerSetup(space_path, DeviceSettings(), QUICK, lock_wait_s=0.05)
+    lines: list[str] = []
+    with (
+        device_lock(DeviceSettings(), folder=fleet.folder),
+        fleet_bench(fleet.address, setup, announce=lines.append) as bench,
+        pytest.raises(DeviceBusyError, match="Another measurement has held the cpu"),
+    ):
+        list(bench.rows([((8, 12), "train", 0)]))
+    assert lines.count(lines[-1]) == 6  # three times for each of two devices
+    assert lines[-1].startswith("tried again: Another measurement")
+
+
+def test_what_a_device_cannot_do_is_said(fleet, space_path):
+    setup = WorkerSetup(space_path, DeviceSettings.parse("qnn"), QUICK)
+    with (
+        pytest.raises(ProviderUnavailableError, match="here has no QNNExecutionProvider"),
+        fleet_bench(fleet.address, setup),
+    ):
+        pass
+
+
+def test_a_device_that_nobody_has_is_refused_with_those_there_are(fleet, space_path):
+    setup = WorkerSetup(space_path, DeviceSettings(), QUICK)
+    with (
+        pytest.raises(InputError, match="called 'two'; there are: one, zero"),
+        fleet_bench(fleet.address, setup, device="two"),
+    ):
+        pass
+
+
+def test_a_killed_devices_candidates_go_to_another(fleet, space_path, tmp_path):
+    killing = After(15, lambda: fleet.kill("one"))
+
+    found = _profile(fleet, space_path, tmp_path / "p.jsonl", killing)
+
+    _assert_complete(found)
+    assert {row.device for row in found.rows[:15]} == {"zero", "one"}
+    # What had been measured before the kill may still have been on its way.
+    assert {row.device for row in found.rows[18:]} == {"zero"}
+
+
+def test_a_device_that_joins_measures_too(fleet, space_path, tmp_path):
+    joining = After(3, lambda: fleet.start("two"))
+
+    found = _profile(fleet, space_path, tmp_path / "p.jsonl", joining)
+
+    _assert_complete(found)
+    assert {row.device for row in found.rows} == {"zero", "two"}
+
+
+def test_without_any_device_left_it_ends_with_the_rows_kept(fleet, space_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_S", 0.2)
+
+    def kill_all() -> None:
+        for name in list(fleet.workers):
+            fleet.kill(name)
+
+    lines: list[str] = []
+    with pytest.raises(FleetError, match=r"No device was left for 0\.5 s.*give the same command again"):
+        _profile(
+            fleet,
+            space_path,
+            tmp_path / "p.jsonl",
+            After(10, kill_all),
+            patience_s=0.5,
+            announce=lines.append,
+        )
+    assert 10 <= len(read_profile(tmp_path / "p.jsonl").rows) < N_ROWS
+    assert "no device is left; waiting 0.5 s for one" in lines
+    with pytest.raises(FleetError, match=r"No device came within 0\.5 s; start `trimms worker`"):
+        _profile(fleet, space_path, tmp_path / "p.jsonl", patience_s=0.5)
+
+
+def test_an_encrypted_fleet_measures_for_those_with_a_certificate_only(
+    start_fleet, space_path, tmp_path, monkeypatch
+):
+    pems = Security.temporary()
+    files = {"tls_ca": pems.tls_ca_file, "tls_cert": pems.tls_client_cert, "tls_key": pems.tls_client_key}
+    tls = {name: tmp_path / f"{name}.pem" for name in files}
+    for name, text in files.items():
+        tls[name].write_text(text)
+    options = [
+        f"--{name.replace('_', '-')}{'-file' * (name == 'tls_ca')}={path}" for name, path in tls.items()
+    ]
+    with start_fleet("--protocol", "tls", *options, **tls) as fleet:
+        assert fleet.address.encrypted
+        fleet.start("zero")
+        found = _profile(
+            fleet, space_path, tmp_path / "p.jsonl", plan=ProfilePlan(4, 1, protocol=QUICK, grid=GRID)
+        )
+        _assert_complete(found, 2 * (4 + 1))
+        monkeypatch.setattr(module, "CONNECT_S", 1.0)
+        stranger = FleetAddress(fleet.address.scheduler.replace("tls", "tcp"))
+        with pytest.raises(FleetError, match="cannot be reached"), contextlib.ExitStack() as stack:
+            stack.enter_context(fleet_bench(stranger, WorkerSetup(space_path, DeviceSettings(), QUICK)))
+
+
+def test_a_scheduler_that_is_not_there_is_said(space_path, monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_S", 0.5)
+    setup = WorkerSetup(space_path, DeviceSettings(), QUICK)
+    with (
+        pytest.raises(
+            FleetError, match=r"tcp://127\.0\.0\.1:1 cannot be reached .*start it with `dask scheduler`"
+        ),
+        fleet_bench(FleetAddress("tcp://127.0.0.1:1"), setup),
+    ):
+        pass
