@@ -2,6 +2,7 @@
 
     python benchmarks/lpnet_accuracy.py                                # every case; an hour or two
     python benchmarks/lpnet_accuracy.py --cases mobilenet_v2
+    python benchmarks/lpnet_accuracy.py --cases mobilenet_v2 --provider openvino
 
 For each case a profile set is measured with the default settings; then 200 held-out networks, and networks along a
 pruner's way from the full width down (scores from the filters' norms), in two passes that are minutes apart, or as many
@@ -82,20 +83,24 @@ CASES = {
 @click.option("--cases", default=",".join(CASES), show_default=True, help="Comma-separated.")
 @click.option("--held-out", type=int, default=200, show_default=True, help="Networks to judge by.")
 @click.option("--most-train", type=int, default=1000, show_default=True, help="Training candidates at most.")
+@click.option("--provider", default="cpu", show_default=True, help="Another one has results of its own.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(cases: str, held_out: int, most_train: int, seed: int) -> None:
+def main(cases: str, held_out: int, most_train: int, provider: str, seed: int) -> None:
     """See the module's docstring."""
     rows: list[dict[str, Any]] = []
+    results = "lpnet_accuracy" if provider == "cpu" else f"lpnet_accuracy-{provider}"
     for name in cases.split(","):
         case = CASES[name]
         few = replace(case, n_train=tuple(n for n in case.n_train if n <= most_train))
-        rows += examine(name, few, held_out, seed)
-        click.echo(f"written: {write_results('lpnet_accuracy', rows)}")
+        settings = DeviceSettings.parse(provider, threads=case.threads, batch_size=1)
+        rows += examine(name, few, settings, held_out, seed)
+        click.echo(f"written: {write_results(results, rows)}")
 
 
-def examine(name: str, case: Case, n_held_out: int, seed: int) -> list[dict[str, Any]]:
+def examine(
+    name: str, case: Case, settings: DeviceSettings, n_held_out: int, seed: int
+) -> list[dict[str, Any]]:
     """Rows of one case."""
-    settings = DeviceSettings(threads=case.threads)
     folder = ROOT / "data" / "profiles" / fingerprint(settings).digest / name
     base = folder / "base.onnx"
     if not base.is_file():
