@@ -237,7 +237,7 @@ def describe(
         n_train=len(train.latency_ms),
         seed=seed,
         cv_rmse=cv_rmse,
-        model_error=_model_error(cv_rmse, train.relative_stderr, spread),
+        model_error=_model_error(cv_rmse, train.relative_stderr),
         largest_spread=None if spread is None else float(spread.max()),
         metrics=metrics,
         noise_floor_mape=profile.noise_floor_mape,
@@ -245,10 +245,9 @@ def describe(
     )
 
 
-def _model_error(cv_rmse: float, stderr: FloatArray, spread: FloatArray | None) -> float:
-    """What is left of a cross-validated error without the measurements' noise and the fit's spread, relative."""
-    explained = float((stderr**2).mean()) + (0.0 if spread is None else float((spread**2).mean()))
-    return math.sqrt(max(cv_rmse**2 - explained, LEAST_ERROR**2))
+def _model_error(cv_rmse: float, stderr: FloatArray) -> float:
+    """What is left of a cross-validated error without the noise of what it is compared with, relative."""
+    return math.sqrt(max(cv_rmse**2 - float((stderr**2).mean()), LEAST_ERROR**2))
 
 
 def _set_physics_(model: LPNet, physics: Physics, features: FloatArray) -> None:

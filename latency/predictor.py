@@ -56,7 +56,7 @@ class LPNetManifest:
         n_train: networks it was fitted to.
         seed: seed of the fit.
         cv_rmse: cross-validated relative error, outliers weighted down, 0.01 is 1 %.
-        model_error: the part of it that neither the measurements' noise nor the spread explains, relative.
+        model_error: the part of it that the measurements' noise does not explain, relative.
         largest_spread: largest relative standard error (`spread`) over the networks it was fitted to; None
             for a kind of model that knows none.
         metrics: agreement with the held-out networks by method, the model's own under `kind`; empty where
@@ -216,8 +216,9 @@ class Predictor:
     def predict(self, widths: npt.ArrayLike) -> Prediction:
         """Predictions with their 95 % intervals and the layers' shares; see `predict_ms`.
 
-        The interval is 1.96 times the model's own error and the members' spread, as independent errors. It is for
-        the mean of many measurements; a single one differs from that by its own noise.
+        The interval is 1.96 times the model's own error and the members' spread, as independent errors: the first
+        is that of networks like those it was fitted to, the second grows away from them. It is for the mean of many
+        measurements; a single one differs from that by its own noise.
 
         Raises:
             WidthError: as `predict_ms`.
