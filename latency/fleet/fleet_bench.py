@@ -5,12 +5,13 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, wait
 
 from latency.bench import row_of
-from latency.device import DeviceFingerprint
+from latency.device import DeviceFingerprint, DeviceSettings
 from latency.errors import DeviceBusyError, FleetError, LatencyError, MeasurementError
 from latency.fleet.address import FleetAddress
 from latency.fleet.devices import FleetDevice, choose_kind, devices_in
@@ -46,11 +47,10 @@ class FleetBench:
         client: Client,
         job: str,
         kind: str,
-        fingerprint: DeviceFingerprint,
+        settings: DeviceSettings,
         patience_s: float,
         announce: Announce,
     ) -> None:
-        self.fingerprint = fingerprint
         self._client = client
         self._job = job
         self._kind = kind
@@ -60,12 +60,11 @@ class FleetBench:
         self._n_refusals = 0
         self._next_look = 0.0
         self._numbers = itertools.count()
+        self.fingerprint: DeviceFingerprint = self._ask(fingerprint_there, settings)
 
     def probe(self) -> ProbeResult:
         """As `Bench.probe`, on one of the devices."""
-        future = self._submit(probe_there)
-        self._first_done([future])
-        probed: ProbeResult = future.result()
+        probed: ProbeResult = self._ask(probe_there, self._job)
         return probed
 
     def rows(self, keys: Iterable[RowKey]) -> Iterator[ProfileRow]:
@@ -84,7 +83,7 @@ class FleetBench:
                     key = again.popleft() if again else next(new, None)
                     if key is None:
                         break
-                    in_flight[self._submit(measure_there, key[0])] = key
+                    in_flight[self._submit(measure_there, self._job, key[0])] = key
                 if not in_flight:
                     return
                 for future in self._first_done(in_flight):
@@ -98,32 +97,34 @@ class FleetBench:
             with contextlib.suppress(Exception):  # a lost scheduler has nothing to cancel
                 self._client.cancel(list(in_flight))
 
+    def _ask(self, task: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a task on whichever device."""
+        future = self._submit(task, *arguments)
+        self._first_done([future])
+        if future.status != "finished":
+            raise _failure(future)
+        return future.result()
+
     def _submit(self, task: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         name = f"{task.__name__}-{self._job}-{next(self._numbers)}"
-        return self._client.submit(
-            task, self._job, *arguments, key=name, pure=False, resources={self._kind: 1}
-        )
+        return self._client.submit(task, *arguments, key=name, pure=False, resources={self._kind: 1})
 
     def _row(self, key: RowKey, future: "Future[Any]") -> ProfileRow | None:
         """The row of a task that has ended, None where another device, or the same one later, may do better."""
         if future.status == "finished":
-            found: DeviceResult = future.result()
+            try:
+                found: DeviceResult = future.result(timeout=self._patience_s)
+            except TimeoutError:  # the device died with the result, and there is no other one
+                return None
             self._n_refusals = 0
             return row_of(key, found.result, found.device)
-        if future.status != "error":
-            raise FleetError(
-                "The scheduler was lost; the rows so far are kept. Start it and give the command again."
-            )
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            reason = f"{error.allowed_failures + 1} devices were lost while they measured it"
-            return row_of(key, CandidateResult(None, reason), str(error.last_worker.name))
-        if isinstance(error, DeviceBusyError | MeasurementError):
-            self._tolerate(error)
-            return None
-        if isinstance(error, LatencyError):
-            raise error
-        raise MeasurementError(f"A device failed: {type(error).__name__}: {error}.") from error
+        failure = _failure(future)
+        if isinstance(failure.__cause__, KilledWorker):
+            return row_of(key, CandidateResult(None, str(failure)), str(failure.__cause__.last_worker.name))
+        if not isinstance(failure, DeviceBusyError | MeasurementError):
+            raise failure
+        self._tolerate(failure)
+        return None
 
     def _tolerate(self, error: LatencyError) -> None:
         """Raise the error where it has come too often in a row."""
@@ -136,7 +137,8 @@ class FleetBench:
         """Tasks that have ended, in the order of submission, once there is one."""
         alone_since: float | None = None
         while True:
-            with self._client.as_current(), contextlib.suppress(TimeoutError):
+            # Cancelled are the tasks of a scheduler that was lost; they count as ended.
+            with self._client.as_current(), contextlib.suppress(TimeoutError, CancelledError):
                 wait(list(futures), timeout=POLL_S, return_when="FIRST_COMPLETED")
             if time.monotonic() >= self._next_look:
                 self._look()
@@ -164,6 +166,23 @@ class FleetBench:
         self._next_look = time.monotonic() + POLL_S
 
 
+def _failure(future: "Future[Any]") -> LatencyError:
+    """Why a task that has ended has no result."""
+    if future.status != "error":
+        return FleetError(
+            "The scheduler was lost; the rows so far are kept. Start it and give the command again."
+        )
+    error = future.exception()
+    if isinstance(error, LatencyError):
+        return error
+    if isinstance(error, KilledWorker):
+        failure = MeasurementError(f"{error.allowed_failures + 1} devices were lost while they measured it.")
+    else:
+        failure = MeasurementError(f"A device failed: {type(error).__name__}: {error}.")
+    failure.__cause__ = error
+    return failure
+
+
 @contextlib.contextmanager
 def fleet_bench(
     address: FleetAddress,
@@ -189,13 +208,13 @@ def fleet_bench(
     """
     with _connected(address) as client:
         kind = choose_kind(_wait_for_devices(client, patience_s, announce), device)[0].kind
-        there = client.submit(fingerprint_there, setup.settings, pure=False, resources={kind: 1}).result()
         job = _JOB + client.id
+        bench = FleetBench(client, job, kind, setup.settings, patience_s, announce)
         _sweep(client)
-        plugin = JobPlugin(kind, setup, setup.space_path.read_bytes(), there.digest)
+        plugin = JobPlugin(kind, setup, setup.space_path.read_bytes(), bench.fingerprint.digest)
         client.register_plugin(plugin, name=job)
         try:
-            yield FleetBench(client, job, kind, there, patience_s, announce)
+            yield bench
         finally:
             with contextlib.suppress(Exception):  # what is left then is swept away by the next job
                 client.unregister_worker_plugin(job)

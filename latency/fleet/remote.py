@@ -50,6 +50,7 @@ class JobPlugin(WorkerPlugin):
         self._network = network
         self._device = ""
         self._worker: Worker | None = None
+        self._fingerprint: DeviceFingerprint | None = None
         self._ended = False
 
     def setup(self, worker: DaskWorker) -> None:
@@ -76,10 +77,11 @@ class JobPlugin(WorkerPlugin):
             MeasurementError: the job, or the worker, was ended meanwhile.
             LatencyError: as `Worker.measure`.
         """
-        result = self._ready_worker().measure(widths)
-        if self._ended:  # the process was ended under the candidate, which is not to blame
-            raise MeasurementError(f"Device '{self._device}' stopped while it measured.")
-        return DeviceResult(self._device, result)
+        try:
+            return DeviceResult(self._device, self._ready_worker().measure(widths))
+        finally:
+            if self._ended:  # the process was ended under the candidate, which is not to blame
+                raise MeasurementError(f"Device '{self._device}' stopped while it measured.")
 
     def probe(self) -> ProbeResult:
         """As `Worker.probe`."""
@@ -88,7 +90,7 @@ class JobPlugin(WorkerPlugin):
     def _ready_worker(self) -> Worker:
         if self._worker is None:
             raise MeasurementError(f"The worker has no device of kind {self.kind}.")
-        here = fingerprint(self._setup.settings)
+        here = self._fingerprint = self._fingerprint or fingerprint(self._setup.settings)
         if here.digest != self.digest:
             raise DeviceMismatchError(
                 f"Device '{self._device}' differs from the others at these settings: its fingerprint is "

@@ -26,11 +26,13 @@ class Fleet:
     Attributes:
         address: how to reach it.
         folder: its temporary files, locks among them.
+        scheduler: its process.
         workers: processes by the device's name.
     """
 
     address: FleetAddress
     folder: Path
+    scheduler: "subprocess.Popen[bytes]"
     workers: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
 
     def start(self, *names: str) -> None:
@@ -66,7 +68,7 @@ def running_fleet(folder: Path, *options: str, **tls: Path) -> Iterator[Fleet]:
             assert scheduler.poll() is None, "the scheduler ended"
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        fleet = Fleet(FleetAddress(json.loads(file.read_text())["address"], **tls), folder)
+        fleet = Fleet(FleetAddress(json.loads(file.read_text())["address"], **tls), folder, scheduler)
         try:
             yield fleet
         finally:

@@ -1,6 +1,5 @@
 """Profiling on real worker processes; they end one after the other, so the order of the tests matters."""
 
-import contextlib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -211,7 +210,7 @@ def test_without_any_device_left_it_ends_with_the_rows_kept(fleet, space_path, t
         _profile(fleet, space_path, tmp_path / "p.jsonl", patience_s=0.5)
 
 
-def test_an_encrypted_fleet_measures_for_those_with_a_certificate_only(
+def test_an_encrypted_fleet_measures_until_its_scheduler_is_lost_and_strangers_are_kept_out(
     start_fleet, space_path, tmp_path, monkeypatch
 ):
     pems = Security.temporary()
@@ -220,19 +219,26 @@ def test_an_encrypted_fleet_measures_for_those_with_a_certificate_only(
     for name, text in files.items():
         tls[name].write_text(text)
     options = [
-        f"--{name.replace('_', '-')}{'-file' * (name == 'tls_ca')}={path}" for name, path in tls.items()
+        f"--tls-ca-file={tls['tls_ca']}",
+        f"--tls-cert={tls['tls_cert']}",
+        f"--tls-key={tls['tls_key']}",
     ]
     with start_fleet("--protocol", "tls", *options, **tls) as fleet:
         assert fleet.address.encrypted
         fleet.start("zero")
-        found = _profile(
-            fleet, space_path, tmp_path / "p.jsonl", plan=ProfilePlan(4, 1, protocol=QUICK, grid=GRID)
-        )
-        _assert_complete(found, 2 * (4 + 1))
         monkeypatch.setattr(module, "CONNECT_S", 1.0)
         stranger = FleetAddress(fleet.address.scheduler.replace("tls", "tcp"))
-        with pytest.raises(FleetError, match="cannot be reached"), contextlib.ExitStack() as stack:
-            stack.enter_context(fleet_bench(stranger, WorkerSetup(space_path, DeviceSettings(), QUICK)))
+        setup = WorkerSetup(space_path, DeviceSettings(), QUICK)
+        with pytest.raises(FleetError, match="cannot be reached"), fleet_bench(stranger, setup):
+            pass
+        losing = After(3, fleet.scheduler.kill)
+        with pytest.raises(FleetError, match="The scheduler was lost"):
+            _profile(fleet, space_path, tmp_path / "p.jsonl", losing)
+        worker = fleet.workers.pop("zero")
+        said = worker.communicate(timeout=30)[1]
+    assert worker.returncode == 3
+    assert "has ended, or was lost; start it and the worker again" in said
+    assert 3 <= len(read_profile(tmp_path / "p.jsonl").rows) < N_ROWS
 
 
 def test_a_scheduler_that_is_not_there_is_said(space_path, monkeypatch):
