@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from latency.space import SearchSpace
 from latency.structure import ChannelGroup, IntArray
-from pruning.gates import Gates
+from pruning.criteria.base import Method, SearchJob, SearchResult
+from pruning.criteria.gate_search import SearchedGates, search_with_gates
 
 INITIAL_BIAS = 2.5
 """Standard deviations by which the scores start above the threshold: 99 % of the gates are open."""
@@ -51,7 +52,7 @@ class _BinaryGate(torch.autograd.Function):
         return slope
 
 
-class WGates(Gates):
+class WGates(SearchedGates):
     """Weight-dependent gates of every group of a network.
 
     Args:
@@ -93,6 +94,10 @@ class WGates(Gates):
             weight.copy_(_ridge(self._rows(self._producers[index], parameters), part - part.mean()))
             weight.mul_(math.sqrt(len(weight)) / weight.norm().clamp(min=1e-8))
 
+    def levelled(self) -> tuple[nn.Parameter, ...]:
+        """The groups' biases."""
+        return (self.bias,)
+
     def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Standardised scores of all groups' slots, [n_slots]."""
         parts = []
@@ -120,6 +125,21 @@ class WGates(Gates):
             rows = parameters[name].abs().movedim(axis, 0).flatten(1).float()
             parts.append(rows[positions.to(rows.device)].mean(dim=1))
         return torch.cat(parts, dim=1)
+
+
+class WGatesMethod(Method):
+    """Gates from weights, trained with the network."""
+
+    name = "wgates"
+    summary = "gates computed from the filters' weights, trained with the network under the latency term"
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Scores of the trained gates; see `Method.search`."""
+        return search_with_gates(job, WGates(job.network, job.space))
+
+    def search_epochs(self, epochs: int) -> int:
+        """All of them."""
+        return epochs
 
 
 def _ridge(rows: Tensor, targets: Tensor) -> Tensor:

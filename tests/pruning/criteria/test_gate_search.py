@@ -1,5 +1,6 @@
 """The search on a small net with known prices: it must hold the target and prefer what the task needs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from latency.grid import Grid
 from latency.space import SearchSpace
+from pruning.criteria.base import SearchJob
+from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
 from pruning.criteria.wgates import WGates
-from pruning.data import ImageTask, load_data
+from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
-from pruning.search import BudgetObjective, _limit_gradients_, _stored
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
 
@@ -31,11 +33,6 @@ class DigitsNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(torch.relu(self.norm(self.conv(images))).flatten(1))
-
-
-@pytest.fixture(scope="module")
-def task() -> ImageTask:
-    return load_data("digits", (3, 16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +132,13 @@ class _Stopping(BudgetObjective):
         return super().penalty(progress)
 
 
-def test_a_resumed_search_starts_from_the_same_worth(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "state-0.safetensors"
-    first = _stored(checkpoint, lambda: torch.arange(3.0))
+def test_a_resumed_search_starts_from_the_same_worth(
+    make_job: Callable[..., SearchJob], tmp_path: Path
+) -> None:
+    job = make_job(checkpoint=tmp_path / "state-0.safetensors")
+    first = job.stored("worth", lambda: torch.arange(3.0))
 
-    again = _stored(checkpoint, lambda: torch.zeros(3))
+    again = job.stored("worth", lambda: torch.zeros(3))
 
     assert torch.equal(again, first)
     assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
@@ -150,7 +149,7 @@ def test_no_group_is_pulled_much_faster_than_the_others() -> None:
     network = DigitsNet()
     gates = WGates(network, trace(network, (1, 3, 16, 16)))
     gates.bias = nn.Parameter(torch.zeros(4))
-    _limit_gradients_(gates)
+    limit_gradients_(gates)
 
     (gates.bias * torch.tensor([1.0, 10.0, -1000.0, 0.0])).sum().backward()
 
