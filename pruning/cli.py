@@ -223,6 +223,7 @@ def prune(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    latency_term: str,
     epochs: int,
     train_batch_size: int,
     **how: Any,
@@ -240,7 +241,7 @@ def prune(
     from pruning.stages import Workbench
 
     bench = Workbench(RunDirectory(out))
-    options = SearchOptions(epochs=search_epochs, batch_size=train_batch_size)
+    options = SearchOptions(search_epochs, train_batch_size, latency_term=latency_term)
     show(prune_stage(bench, Budget(budget_ms, speedup), options, prune_options(**how)), as_json)
 
 
@@ -301,6 +302,7 @@ def run(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    latency_term: str,
     epochs: int,
     train_batch_size: int,
     **rest: Any,
@@ -327,7 +329,7 @@ def run(
         budget=Budget(budget_ms, speedup),
         profile=how,
         prune=prune,
-        search=SearchOptions(epochs=search_epochs, batch_size=train_batch_size),
+        search=SearchOptions(search_epochs, train_batch_size, latency_term=latency_term),
         finetune=FinetuneOptions(epochs=epochs, batch_size=train_batch_size),
         command=" ".join(["trimms", *sys.argv[1:]]),
     )

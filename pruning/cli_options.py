@@ -165,7 +165,10 @@ budget_options = _options(
     click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
     click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
 )
-METHOD_NAMES = ("wgates", "uniform", "l1", "bn-scale", "taylor-knapsack")
+METHOD_NAMES = (
+    *("wgates", "scaling-factors", "prunenet", "dependency-aware"),
+    *("uniform", "l1", "bn-scale", "taylor-knapsack"),
+)
 """Names of `pruning.criteria.METHODS`, which needs torch."""
 
 method_options = _options(
@@ -179,7 +182,7 @@ method_options = _options(
         "--objective",
         default="latency",
         show_default=True,
-        help="What the search is charged for: latency, or macs; the budget is in ms either way.",
+        help="What the search is charged for: latency, macs or channels; the budget is in ms either way.",
     ),
     click.option(
         "--depth/--no-depth",
@@ -192,6 +195,12 @@ method_options = _options(
         multiple=True,
         metavar="DIR:MS",
         help="Meet so many ms on the device or setting of run directory DIR too, profiled and fitted there.",
+    ),
+    click.option(
+        "--latency-term",
+        default="hinge",
+        show_default=True,
+        help="How gates are charged: hinge and lagrangian hold the budget, log is the paper's α·log(1 + latency).",
     ),
     click.option(
         "--search-epochs",

@@ -17,7 +17,7 @@ from pruning.stages import (
     trace_stage,
     train_stage,
 )
-from pruning.verify import certify
+from pruning.verify import certify, verify_others
 
 MAX_CORRECTIONS = 2
 """Times that a network whose certificate misses the budget is cut again, narrower, and fine-tuned."""
@@ -80,16 +80,19 @@ def run_all(
     announce(f"6/7 fine-tune: recover accuracy in {finetune.epochs} epochs, export")
     finetune_stage(bench, finetune)
     announce("7/7 verify: measure dense and pruned network side by side")
-    verification = certify(run)
+    verification, others = certify(run), verify_others(run)
     for _ in range(MAX_CORRECTIONS):
-        if verification.within_budget:
+        missed = [f"{other.measured_ms:.4g} ms ({other.name})" for other in others if other.missed]
+        if not verification.within_budget:
+            missed.insert(0, f"{verification.measured_ms:.4g} ms")
+        if not missed:
             break
-        announce(f"{verification.measured_ms:.4g} ms are above the budget: cut narrower, fine-tune, measure")
-        recut_stage(bench, verification.measured_ms)
+        announce(f"{', '.join(missed)} are above the budget: cut narrower, fine-tune, measure")
+        recut_stage(bench, verification.measured_ms, others)
         finetune_stage(bench, finetune)
-        verification = certify(run)
+        verification, others = certify(run), verify_others(run)
     write_run_report(bench, verification, options.command)
-    return verification_summary(verification) | {
+    return verification_summary(verification, others) | {
         "certificate": str(run.file("certificate.json")),
         "report": str(run.file("report.html")),
     }

@@ -1,4 +1,4 @@
-"""What the widths of a search space cost: latency on one device or on several, or multiply-accumulates.
+"""What the widths of a search space cost: latency on one device or on several, or a count.
 
 Several budgets are one: the slowest constraint binds. With latencies lat_d of devices d and what is aimed at
 there, aim_d, the price of a width vector is
@@ -14,20 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from scipy.optimize import nnls
+from torch import Tensor, nn
 
 from latency.encoding import Encoding
-from latency.fitting import macs_baseline, training_split
+from latency.fitting import training_split
 from latency.grid import Grid
-from latency.lpnet import LatencyModel, LPNet
+from latency.lpnet import LatencyModel
 from latency.predictor import Predictor
 from latency.profiles import ProfileSet
 from latency.space import SearchSpace
+from latency.structure import IntArray
 from pruning.budget import FloatArray, Predict
 from pruning.correction import aim_below_ms
 from pruning.errors import SettingError
 
-OBJECTIVES = ("latency", "macs")
+OBJECTIVES = ("latency", "macs", "channels")
 """What a search may be charged for."""
 
 _FOLDS = 5
@@ -62,8 +64,8 @@ class PricedSpace:
         lpnet: the predictor fitted to it, for gradients.
         predictor: the same, for numbers.
         others: further devices with their budgets.
-        objective: "latency" as LPNet predicts it; or "macs": latency as a straight line in multiply-accumulates
-            tells it, so that a search that only counts those can be held to the same budgets.
+        objective: "latency" as LPNet predicts it; or "macs" or "channels": latency as a straight line in those
+            tells it, so that a search that only counts them can be held to the same budgets.
         depth: whether groups may vanish.
     """
 
@@ -133,48 +135,78 @@ class PricedSpace:
 
         return slowest
 
-    def _models(self) -> list[LatencyModel]:
+    def _models(self) -> list[nn.Module]:
         if self.objective == "latency":
             return [self.lpnet, *(other.lpnet for other in self.others)]
-        profiles = [self.profile, *(other.profile for other in self.others)]
-        return [macs_model(self.space, profile) for profile in profiles]
+        return [counting_model(self.space, profile, self.objective) for profile in self._profiles()]
 
     def _predictors(self) -> list[Predict]:
         if self.objective == "latency":
             return [self.predictor.predict_ms, *(other.predictor.predict_ms for other in self.others)]
-        return [
-            _macs_line(self.space, profile) for profile in (self.profile, *(o.profile for o in self.others))
-        ]
+        return [_counting_predictor(self.space, profile, self.objective) for profile in self._profiles()]
+
+    def _profiles(self) -> list[ProfileSet]:
+        return [self.profile, *(other.profile for other in self.others)]
 
 
-def macs_model(space: SearchSpace, profile: ProfileSet) -> LatencyModel:
-    """Latency as a straight line in multiply-accumulates, a + b · MACs, fitted to a profile; differentiable.
+def counting_model(space: SearchSpace, profile: ProfileSet, objective: str) -> nn.Module:
+    """Latency as a straight line in multiply-accumulates or channels, fitted to a profile; differentiable.
 
     Args:
         space: the search space.
         profile: measured candidates of it.
-
-    Returns:
-        An LPNet whose only features are the layers' multiply-accumulates.
+        objective: "macs" or "channels".
     """
-    line = _macs_line(space, profile)
+    base_ms, ms_per_count = _line(space, profile, objective)
     full = space.full_widths
-    narrow = profile.arrays("train").widths[
-        int(np.argmin([space.macs(w) for w in profile.arrays("train").widths]))
-    ]
-    ends_ms, ends = line([full, narrow]), [space.macs(full), space.macs(narrow)]
-    ms_per_mac = float(ends_ms[0] - ends_ms[1]) / (ends[0] - ends[1])
     encoding = Encoding.from_space(space.layers, space.groups, profile.header.grid)
-    model = LPNet(encoding, n_directions=1, n_hidden=1, n_members=1)
+    if objective == "channels":
+        per_group = torch.full((len(full),), ms_per_count)
+        return _CountingModel(encoding, torch.zeros(encoding.n_features), per_group, base_ms).eval()
     layer_macs = [layer.macs(full) for layer in space.layers]
-    priced = [(i, layer) for i, (layer, term) in enumerate(encoding.feature_terms()) if term == "macs"]
-    for index, layer in priced:
-        model.weight[index] = ms_per_mac * layer_macs[layer]
-    constant = sum(layer_macs) - sum(layer_macs[layer] for _, layer in priced)
-    model.bias.fill_(float(ends_ms[0]) - ms_per_mac * (ends[0] - constant))
-    return model.eval().requires_grad_(False)
+    counted = [layer if term == "macs" else None for layer, term in encoding.feature_terms()]
+    macs = torch.tensor([0.0 if layer is None else float(layer_macs[layer]) for layer in counted])
+    constant = sum(layer_macs) - sum(layer_macs[layer] for layer in counted if layer is not None)
+    bias_ms = base_ms + ms_per_count * constant
+    return _CountingModel(encoding, ms_per_count * macs, torch.zeros(len(full)), bias_ms).eval()
 
 
-def _macs_line(space: SearchSpace, profile: ProfileSet) -> Predict:
-    line = macs_baseline(space, training_split(profile, space, _FOLDS))
-    return lambda widths: line(np.atleast_2d(np.asarray(widths, dtype=np.int64)))
+class _CountingModel(nn.Module):
+    """bias + features · ms + widths · ms_per_channel."""
+
+    ms: Tensor
+    ms_per_channel: Tensor
+
+    def __init__(self, encoding: Encoding, ms: Tensor, ms_per_channel: Tensor, bias_ms: float) -> None:
+        super().__init__()
+        self.encoding, self.bias_ms = encoding, bias_ms
+        self.register_buffer("ms", ms)
+        self.register_buffer("ms_per_channel", ms_per_channel)
+
+    def forward(self, widths: Tensor) -> Tensor:
+        total: Tensor = self.encoding(widths) @ self.ms + widths @ self.ms_per_channel + self.bias_ms
+        return total
+
+
+def _counting_predictor(space: SearchSpace, profile: ProfileSet, objective: str) -> Predict:
+    base_ms, ms_per_count = _line(space, profile, objective)
+
+    def predict_ms(widths: npt.ArrayLike) -> FloatArray:
+        counts = [_count(space, row, objective) for row in np.atleast_2d(np.asarray(widths, dtype=np.int64))]
+        return base_ms + ms_per_count * np.array(counts, dtype=np.float64)
+
+    return predict_ms
+
+
+def _line(space: SearchSpace, profile: ProfileSet, objective: str) -> tuple[float, float]:
+    """Ms at count 0 and ms per count, neither negative, of least relative error over the profile."""
+    train = training_split(profile, space, _FOLDS)
+    counts = np.array([_count(space, row, objective) for row in train.widths], dtype=np.float64)
+    scale = counts.max()
+    columns = np.stack([1.0 / train.latency_ms, counts / scale / train.latency_ms], axis=1)
+    (base_ms, slope_ms), _ = nnls(columns, np.ones(len(counts)))
+    return float(base_ms), float(slope_ms / scale)
+
+
+def _count(space: SearchSpace, widths: IntArray, objective: str) -> int:
+    return space.macs(widths) if objective == "macs" else int(space.canonical(widths).sum())

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from latency.device import fingerprint
-from latency.profiles import ProfileSet
 from pruning.budget import Choice, FloatArray, smallest_widths
 from pruning.correction import meet_budget
 from pruning.criteria.base import SearchJob, SearchOptions, SearchResult
@@ -15,7 +13,7 @@ from pruning.criteria.methods import find_method
 from pruning.data import ImageTask
 from pruning.plan import Plan, make_plan
 from pruning.prices import PricedSpace
-from pruning.verify import measure_candidate
+from pruning.verify import is_here, measure_candidate
 
 DEFAULT_METHOD = "wgates"
 
@@ -145,12 +143,6 @@ def cut_within(
     )
     measured_ms, others = measured[best.choice.widths]
     return Cut(plan, predicted_ms, measured_ms, len(tried), others)
-
-
-def is_here(profile: ProfileSet) -> bool:
-    """Whether this is the device that was profiled, so that its settings can be measured."""
-    known = profile.header.fingerprint
-    return fingerprint(known.settings).digest == known.digest
 
 
 def _measure_everywhere(

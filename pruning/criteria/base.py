@@ -18,6 +18,7 @@ from pruning.budget import Choice, FloatArray, Predict, cut_to_target
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.data import ImageTask
 from pruning.errors import SettingError
+from pruning.objective import TERMS
 from pruning.precision import Precision
 from pruning.prices import PricedSpace
 from pruning.training import TrainingConfig, TrainingHistory
@@ -34,7 +35,7 @@ class SearchOptions:
         epochs: passes over the training images, for methods that train while they search.
         batch_size: images per step.
         lr: largest learning rate of the network's weights.
-        latency_weight: strength of the latency term.
+        latency_term: name of the latency term of methods with gates, see `pruning.objective.TERMS`.
         anneal: share of the search after which the target is the budget.
         distillation: share of the loss that compares with the dense network's scores.
     """
@@ -42,13 +43,15 @@ class SearchOptions:
     epochs: int = 4
     batch_size: int = 64
     lr: float = 0.01
-    latency_weight: float = 200.0
+    latency_term: str = "hinge"
     anneal: float = 0.7
     distillation: float = 0.7
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise SettingError(f"--search-epochs is 0 or more; got {self.epochs}.")
+        if self.latency_term not in TERMS:
+            raise SettingError(f"--latency-term is one of {', '.join(TERMS)}; got '{self.latency_term}'.")
 
     def training(self, epochs: int, seed: int) -> TrainingConfig:
         """How a network is trained for so many epochs of the search."""

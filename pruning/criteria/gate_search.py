@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.criteria.base import SearchJob, SearchResult
+from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.gates import GatedNetwork, Gates
-from pruning.objective import BudgetSchedule, LatencyHinge
+from pruning.objective import TERMS, BudgetSchedule, LatencyTerm
 from pruning.sensitivity import gate_costs
-from pruning.training import TrainingConfig, train
+from pruning.training import TrainingConfig, TrainingHistory, train
 
 LARGEST_GRADIENT = 1.0
 """Largest norm of the gradient of each of the gates' parameters (ours)."""
@@ -37,6 +37,10 @@ class SearchedGates(Gates):
     def levelled(self) -> tuple[nn.Parameter, ...]:
         """Parameters of which each entry moves many gates together."""
 
+    def penalty(self) -> Tensor:
+        """A further term of the loss, []."""
+        return torch.zeros(())
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetObjective:
@@ -44,30 +48,32 @@ class BudgetObjective:
 
     Attributes:
         gated: the network in training.
-        hinge: the latency term.
+        gates: its gates.
+        term: the latency term.
         gate_lr: largest learning rate of the gates' parameters.
     """
 
     gated: GatedNetwork
-    hinge: LatencyHinge
+    gates: SearchedGates
+    term: LatencyTerm
     gate_lr: float
 
     def penalty(self, progress: float) -> Tensor:
-        """The latency term at the widths of the last forward pass."""
-        return self.hinge(self.gated.widths, progress)
+        """The latency term at the widths of the last forward pass, and the gates' own."""
+        return self.term(self.gated.widths, progress) + self.gates.penalty()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The gates' parameters, without weight decay."""
-        return [{"params": list(self.gated.gates.parameters()), "lr": self.gate_lr, "weight_decay": 0.0}]
+        return [{"params": list(self.gates.parameters()), "lr": self.gate_lr, "weight_decay": 0.0}]
 
     def latency_ms(self) -> float:
         """Predicted latency of the open gates."""
         with torch.no_grad():
-            return float(self.hinge.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
+            return float(self.term.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
 
 
 def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
-    """Train gates with the network under the budget.
+    """Train gates with the network under the budget, from where their worth puts them.
 
     Args:
         job: what to search.
@@ -76,20 +82,33 @@ def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
     gated = GatedNetwork(job.network, job.space, gates, job.device.grid)
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
+    history = train_gates(job, gated, gates, job.options.epochs)
+    with torch.no_grad():
+        scores = gates.scores(dict(job.network.named_parameters())).double().cpu()
+    return SearchResult(finite(scores).numpy(), history)
+
+
+def train_gates(job: SearchJob, gated: GatedNetwork, gates: SearchedGates, epochs: int) -> TrainingHistory:
+    """Train a gated network under the latency term, in place.
+
+    Args:
+        job: what to search.
+        gated: its network with the gates.
+        gates: the gates.
+        epochs: passes over the training images.
+    """
     limit_gradients_(gates)
-    config = job.options.training(job.options.epochs, job.seed)
-    history = train(
+    config = job.options.training(epochs, job.seed)
+    return train(
         gated,
         job.task,
         config,
         teacher=job.teacher,
-        objective=_objective(gated, job, config),
+        objective=_objective(gated, gates, job, config),
         checkpoint=job.checkpoint,
         title=job.title,
+        identity=f"{job.budget_ms:.6g} ms of {job.device.objective}",
     )
-    with torch.no_grad():
-        scores = gated.gates.scores(dict(job.network.named_parameters())).double().cpu().numpy()
-    return SearchResult(scores, history)
 
 
 def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
@@ -125,7 +144,9 @@ def limit_gradients_(gates: SearchedGates) -> None:
         parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _objective(gated: GatedNetwork, job: SearchJob, config: TrainingConfig) -> BudgetObjective:
+def _objective(
+    gated: GatedNetwork, gates: SearchedGates, job: SearchJob, config: TrainingConfig
+) -> BudgetObjective:
     price = job.device.price(job.budget_ms)
     full = torch.from_numpy(job.space.full_widths).float()
     with torch.no_grad():
@@ -134,4 +155,7 @@ def _objective(gated: GatedNetwork, job: SearchJob, config: TrainingConfig) -> B
     n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
     # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
     gate_lr = SCORE_TRAVEL * (1 - config.momentum) / (0.5 * n_steps)
-    return BudgetObjective(gated, LatencyHinge(price, schedule, job.options.latency_weight), gate_lr)
+    term = TERMS[job.options.latency_term](price, schedule)
+    if isinstance(term, nn.Module):
+        gated.add_module("latency_term", term)  # its state is kept with the network's
+    return BudgetObjective(gated, gates, term, gate_lr)

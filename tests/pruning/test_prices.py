@@ -10,7 +10,7 @@ from latency.grid import Grid
 from latency.space import SearchSpace
 from pruning.correction import aim_below_ms
 from pruning.errors import SettingError
-from pruning.prices import DeviceBudget, PricedSpace, macs_model
+from pruning.prices import DeviceBudget, PricedSpace, counting_model
 from tests.priced import BASE_MS, made_up_device, priced
 
 GRID = Grid(((2, 4, 6, 8), (0, 4, 8, 12)))
@@ -65,23 +65,25 @@ def test_only_the_binding_device_pulls(two: PricedSpace) -> None:
 
 
 @pytest.mark.parametrize("widths", [(8, 12), (4, 8), (6, 0), (2, 4)])
-def test_the_macs_objective_is_a_straight_line_in_multiply_accumulates(
-    residual_space: SearchSpace, widths: tuple[int, int]
+@pytest.mark.parametrize("objective", ["macs", "channels"])
+def test_other_objectives_are_a_straight_line_in_what_they_count(
+    residual_space: SearchSpace, objective: str, widths: tuple[int, int]
 ) -> None:
-    device = priced(residual_space, PRICES, GRID, objective="macs")
+    device = priced(residual_space, PRICES, GRID, objective=objective)
     vectors = [residual_space.full_widths, [2, 0], widths]
     full_ms, least_ms, found_ms = device.predict_ms(1.0)(vectors)
-    full, least, found = (residual_space.macs(vector) for vector in vectors)
+    count = {"macs": residual_space.macs, "channels": sum}[objective]
+    full, least, found = (count(vector) for vector in vectors)
 
     expected_ms = least_ms + (full_ms - least_ms) * (found - least) / (full - least)
 
     assert found_ms == pytest.approx(expected_ms, rel=1e-6)
-    model_ms = macs_model(residual_space, device.profile)(torch.tensor([widths]).float())
+    model_ms = counting_model(residual_space, device.profile, objective)(torch.tensor([widths]).float())
     assert float(model_ms[0]) == pytest.approx(found_ms, rel=1e-4)
 
 
 def test_an_unknown_objective_is_refused(residual_space: SearchSpace) -> None:
-    with pytest.raises(SettingError, match="--objective is one of latency, macs; got 'joules'"):
+    with pytest.raises(SettingError, match="--objective is one of latency, macs, channels; got 'joules'"):
         priced(residual_space, PRICES, GRID, objective="joules")
 
 

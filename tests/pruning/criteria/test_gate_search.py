@@ -51,7 +51,7 @@ def searched(task: ImageTask) -> tuple[GatedNetwork, list[float | None], SearchS
         gated,
         task,
         TrainingConfig(epochs=3, learning_rate=0.01),
-        objective=BudgetObjective(gated, hinge, gate_lr=0.1),
+        objective=BudgetObjective(gated, gated.gates, hinge, gate_lr=0.1),
     )
     return gated, [row.latency_ms for row in history.rows], space
 
@@ -121,7 +121,7 @@ class _Stopping(BudgetObjective):
     """Interrupts the search once so many epochs are done."""
 
     def __init__(self, gated: GatedNetwork, hinge: LatencyHinge, gate_lr: float, stop: int | None) -> None:
-        super().__init__(gated, hinge, gate_lr)
+        super().__init__(gated, gated.gates, hinge, gate_lr)
         object.__setattr__(self, "_stop", stop)
 
     __slots__ = ("_stop",)
