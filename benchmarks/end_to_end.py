@@ -15,11 +15,12 @@ from typing import Any
 import click
 from environment import ROOT, write_results
 
+from pruning.criteria.base import SearchOptions
 from pruning.files import file_sha256
 from pruning.pipeline import RunOptions, run_all
+from pruning.prune_stage import Budget
 from pruning.run import RunDirectory, RunSettings
-from pruning.search import SearchOptions
-from pruning.stages import Budget, FinetuneOptions
+from pruning.stages import FinetuneOptions
 from pruning.verify import verify
 
 

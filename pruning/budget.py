@@ -66,7 +66,19 @@ def cut_to_target(
     Raises:
         BudgetError: not even the narrowest network is predicted within the target.
     """
+    smallest = require_reachable(space, grid, predict_ms, target_ms)
     ranked = [np.sort(scores[g.offset : g.offset + g.n_channels])[::-1] for g in space.groups]
+    widths = _bisect_shift(ranked, smallest, space, grid, predict_ms, target_ms)
+    widths = spend_rest(widths, ranked, space, grid, predict_ms, target_ms)
+    return choose(scores, space, widths, float(predict_ms([widths])[0]))
+
+
+def require_reachable(space: SearchSpace, grid: Grid, predict_ms: Predict, target_ms: float) -> IntArray:
+    """The narrowest widths, [n_groups], if they are predicted within the target.
+
+    Raises:
+        BudgetError: they are not.
+    """
     smallest = smallest_widths(space, grid)
     least_ms = float(predict_ms([smallest])[0])
     if least_ms > target_ms:
@@ -74,9 +86,7 @@ def cut_to_target(
             f"the smallest network of this space is predicted at {least_ms:.4g} ms, above {target_ms:.4g} ms; "
             "ask for at least that, or start from a smaller network."
         )
-    widths = _bisect_shift(ranked, smallest, space, grid, predict_ms, target_ms)
-    widths = _spend_rest(widths, ranked, space, grid, predict_ms, target_ms)
-    return choose(scores, space, widths, float(predict_ms([widths])[0]))
+    return smallest
 
 
 def choose(scores: FloatArray, space: SearchSpace, widths: IntArray, predicted_ms: float) -> Choice:
@@ -119,7 +129,7 @@ def _shifted(
     return space.canonical(widths)
 
 
-def _spend_rest(
+def spend_rest(
     widths: IntArray,
     ranked: Sequence[FloatArray],
     space: SearchSpace,
@@ -127,6 +137,16 @@ def _spend_rest(
     predict_ms: Predict,
     target_ms: float,
 ) -> IntArray:
+    """Widths with what the target leaves over spent, step by step, on the group whose next channels score best.
+
+    Args:
+        widths: where to start, [n_groups], within the target.
+        ranked: each group's scores in descending order.
+        space: the search space.
+        grid: allowed widths.
+        predict_ms: latency of width vectors.
+        target_ms: latency to hold.
+    """
     while True:
         wider = [_one_step_wider(widths, group, space, grid) for group in range(len(space.groups))]
         options = [(g, w) for g, w in enumerate(wider) if w is not None and (w > widths).any()]

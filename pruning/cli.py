@@ -11,6 +11,7 @@ import click
 
 from pruning.cli_options import (
     FLEET,
+    METHOD,
     MISSED_BUDGET,
     PROFILING,
     announce,
@@ -23,12 +24,13 @@ from pruning.cli_options import (
     fleet_options,
     guarded,
     json_option,
+    method_options,
     network_options,
     out_option,
     profile_options,
     profiling,
+    prune_options,
     run_settings,
-    search_option,
     seed_option,
     show,
     tls_options,
@@ -210,7 +212,7 @@ def predict(out: Path, as_json: bool, widths: str | None, scale: float | None) -
 
 @cli.command()
 @budget_options
-@search_option
+@method_options
 @finetune_options
 @out_option
 @json_option
@@ -221,21 +223,26 @@ def prune(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    latency_term: str,
     epochs: int,
     train_batch_size: int,
+    **how: Any,
 ) -> None:
     """Choose the channels to keep within the budget, and measure the choice.
 
     \b
-    Example:
+    Examples:
       trimms prune --out runs/mobilenet --budget-ms 1.5
+      trimms prune --out runs/mobilenet --budget-ms 1.5 --method taylor-knapsack
+      trimms prune --out runs/mobilenet --budget-ms 1.5 --also runs/mobilenet-2-threads:0.9
     """
-    from pruning.search import SearchOptions
-    from pruning.stages import Budget, Workbench, prune_stage
+    from pruning.criteria.base import SearchOptions
+    from pruning.prune_stage import Budget, prune_stage
+    from pruning.stages import Workbench
 
     bench = Workbench(RunDirectory(out))
-    options = SearchOptions(epochs=search_epochs, batch_size=train_batch_size)
-    show(prune_stage(bench, Budget(budget_ms, speedup), options), as_json)
+    options = SearchOptions(search_epochs, train_batch_size, latency_term=latency_term)
+    show(prune_stage(bench, Budget(budget_ms, speedup), options, prune_options(**how)), as_json)
 
 
 @cli.command()
@@ -283,7 +290,7 @@ def verify(out: Path, as_json: bool, renew: bool) -> int:
 @budget_options
 @device_options
 @profile_options
-@search_option
+@method_options
 @finetune_options
 @seed_option
 @out_option
@@ -295,6 +302,7 @@ def run(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    latency_term: str,
     epochs: int,
     train_batch_size: int,
     **rest: Any,
@@ -309,16 +317,19 @@ def run(
       trimms run --model benchmarks/models/cifar_resnet.py:resnet56 --weights resnet56.th \\
                  --data cifar10:data/cifar10 --input-size 1x3x32x32 --speedup 1.5 --out runs/resnet56
     """
+    from pruning.criteria.base import SearchOptions
     from pruning.pipeline import RunOptions, run_all
-    from pruning.search import SearchOptions
-    from pruning.stages import Budget, FinetuneOptions
+    from pruning.prune_stage import Budget
+    from pruning.stages import FinetuneOptions
 
     how = profiling(**{name: rest.pop(name) for name in PROFILING})
+    prune = prune_options(**{name: rest.pop(name) for name in METHOD})
     options = RunOptions(
         settings=run_settings(**rest),
         budget=Budget(budget_ms, speedup),
         profile=how,
-        search=SearchOptions(epochs=search_epochs, batch_size=train_batch_size),
+        prune=prune,
+        search=SearchOptions(search_epochs, train_batch_size, latency_term=latency_term),
         finetune=FinetuneOptions(epochs=epochs, batch_size=train_batch_size),
         command=" ".join(["trimms", *sys.argv[1:]]),
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
@@ -16,6 +16,9 @@ from latency.fleet.address import FleetAddress
 from pruning.device_stages import FleetOptions, ProfileOptions
 from pruning.errors import EnvironmentFailure, PruningError, SettingError
 from pruning.run import RunSettings
+
+if TYPE_CHECKING:  # it imports torch
+    from pruning.prune_stage import PruneOptions
 
 MISSED_BUDGET, USER_ERROR, ENVIRONMENT_FAILURE, INTERRUPTED = 1, 2, 3, 130
 """Exit codes besides 0, which means: done, and where a latency was measured, within the budget."""
@@ -162,8 +165,50 @@ budget_options = _options(
     click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
     click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
 )
-search_option = click.option(
-    "--search-epochs", type=int, default=4, show_default=True, help="Epochs of the gates' search."
+METHOD_NAMES = (
+    *("wgates", "scaling-factors", "prunenet", "dependency-aware"),
+    *("uniform", "l1", "bn-scale", "taylor-knapsack"),
+)
+"""Names of `pruning.criteria.METHODS`, which needs torch."""
+
+method_options = _options(
+    click.option(
+        "--method",
+        default="wgates",
+        show_default=True,
+        help=f"By what channels are judged: {', '.join(METHOD_NAMES)}.",
+    ),
+    click.option(
+        "--objective",
+        default="latency",
+        show_default=True,
+        help="What the search is charged for: latency, macs or channels; the budget is in ms either way.",
+    ),
+    click.option(
+        "--depth/--no-depth",
+        default=True,
+        show_default=True,
+        help="Whether whole branches may be removed, where the method can.",
+    ),
+    click.option(
+        "--also",
+        multiple=True,
+        metavar="DIR:MS",
+        help="Meet so many ms on the device or setting of run directory DIR too, profiled and fitted there.",
+    ),
+    click.option(
+        "--latency-term",
+        default="hinge",
+        show_default=True,
+        help="How gates are charged: hinge and lagrangian hold the budget, log is the paper's α·log(1 + latency).",
+    ),
+    click.option(
+        "--search-epochs",
+        type=int,
+        default=4,
+        show_default=True,
+        help="Epochs of the search; `trimms run` gives those that the method does not use to the fine-tuning.",
+    ),
 )
 finetune_options = _options(
     click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
@@ -231,6 +276,34 @@ def core_numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in text.split(",")):
         raise click.BadParameter(f"'{text}' is no list of core numbers, such as 0 or 2,3.")
     return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+METHOD = ("method", "objective", "depth", "also")
+"""Names of the options of `method_options` that say by what channels are judged."""
+
+
+def prune_options(*, method: str, objective: str, depth: bool, also: tuple[str, ...]) -> "PruneOptions":
+    """What `method_options` say, but for the epochs.
+
+    Raises:
+        SettingError: a name is not known, or --also is not a directory and a number.
+    """
+    from pruning.prune_stage import PruneOptions
+
+    return PruneOptions(method, objective, depth, tuple(_device_budget(text) for text in also))
+
+
+def _device_budget(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition(":")
+    try:
+        budget_ms = float(number)
+    except ValueError:
+        name = ""
+    if not name:
+        raise SettingError(
+            f"--also '{text}' is not a run directory and a number of ms, such as runs/threads2:0.8."
+        )
+    return name, budget_ms
 
 
 def run_settings(

@@ -1,10 +1,9 @@
-"""Stages that need torch: trace, train, fit, prune, fine-tune. Each reads and writes files of a run directory.
+"""Stages that need torch: trace, train, fit, fine-tune; the one in between is in `pruning.prune_stage`.
 
-A stage that is finished with the same inputs is not run again; one that was interrupted goes on from its
-checkpoint.
+Each reads and writes files of a run directory. A stage that is finished with the same inputs is not run again;
+one that was interrupted goes on from its checkpoint.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,53 +20,19 @@ from latency.profiles import ProfileSet, read_profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.accuracy import onnx_accuracy
-from pruning.budget import smallest_widths
 from pruning.certificate import recorded_versions
-from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.data import ImageTask, load_data
-from pruning.errors import BudgetError, SettingError
+from pruning.errors import SettingError
 from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
 from pruning.files import file_sha256
 from pruning.finetune import finetune
 from pruning.models import load_model, require_fit
 from pruning.plan import Plan
 from pruning.run import RunDirectory, RunSettings
-from pruning.search import Cut, PricedSpace, SearchOptions, cut_within, search_gates
 from pruning.surgery import slim
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
-from pruning.verify import measure_candidate, require_profiled_device
 from pruning.weights import load_weights_, save_weights
-
-SCORES = "prune/scores.safetensors"
-"""How much every channel deserves to stay, as the search found it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A latency budget: milliseconds of the profiled device, or a share of the dense latency.
-
-    Attributes:
-        budget_ms: latency in ms; None where `speedup` is given.
-        speedup: dense latency over budget; None where `budget_ms` is given.
-    """
-
-    budget_ms: float | None = None
-    speedup: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [value for value in (self.budget_ms, self.speedup) if value is not None]
-        if len(given) != 1:
-            raise SettingError("give either --budget-ms or --speedup.")
-        if not (math.isfinite(given[0]) and given[0] > 0):
-            name = "--budget-ms" if self.budget_ms is not None else "--speedup"
-            raise BudgetError(f"{name} is a number above 0; got {given[0]}.")
-        if self.speedup is not None and self.speedup < 1:
-            raise BudgetError(f"--speedup is dense latency over budget, at least 1; got {self.speedup}.")
-
-    def at(self, dense_ms: float) -> float:
-        """The budget in ms for a network of the given dense latency."""
-        return self.budget_ms if self.budget_ms is not None else dense_ms / (self.speedup or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,107 +188,6 @@ def fit_stage(run: RunDirectory, seed: int) -> dict[str, Any]:
         "metrics": {name: asdict(metrics) for name, metrics in manifest.metrics.items()},
     }
     run.finish("fit", inputs, result)
-    return result
-
-
-def feasible_budget_ms(bench: Workbench, budget: Budget) -> float:
-    """The budget in ms, if the space can reach it.
-
-    Raises:
-        BudgetError: the smallest network of the space is measured above the budget.
-    """
-    budget_ms = budget.at(bench.profile.reference_ms)
-    smallest = smallest_widths(bench.space, bench.predictor.manifest.grid)
-    if float(bench.predictor.predict_ms([smallest])[0]) <= 0.9 * budget_ms:
-        return budget_ms
-    smallest_ms, _ = measure_candidate(bench.space, smallest, bench.profile)
-    if smallest_ms > budget_ms:
-        raise BudgetError(
-            f"{budget_ms:.4g} ms is out of reach: the smallest network of this space takes {smallest_ms:.4g} ms on "
-            f"this device (dense: {bench.profile.reference_ms:.4g} ms); ask for more, or start from a smaller network."
-        )
-    return budget_ms
-
-
-def prune_stage(bench: Workbench, budget: Budget, options: SearchOptions) -> dict[str, Any]:
-    """Search for the channels to keep, cut and measure: `plan.json`, `prune/network.safetensors`."""
-    run = bench.run
-    settings = require_profiled_device(bench.profile)
-    budget_ms = feasible_budget_ms(bench, budget)
-    inputs = {
-        "budget_ms": budget_ms,
-        "options": asdict(options),
-        "profile": bench.profile.digest,
-        "base": file_sha256(run.file("base.onnx")),
-    }
-    known = run.finished("prune", inputs)
-    if known is not None and run.file("plan.json").is_file():
-        return known
-    network = bench.dense_network()
-    device = PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor)
-    found = search_gates(
-        network,
-        bench.dense_network(),
-        bench.task,
-        device,
-        budget_ms,
-        options,
-        seed=bench.settings.seed,
-        checkpoint=run.checkpoint("prune", inputs),
-    )
-    cut = cut_within(found.scores, device, budget_ms, seed=bench.settings.seed)
-    save_weights(network, run.file("prune/network.safetensors"))
-    save_checkpoint(run.file(SCORES), Checkpoint({"scores": torch.from_numpy(found.scores)}, {}))
-    cut.plan.write(run.file("plan.json"))
-    result = {
-        "budget_ms": budget_ms,
-        "dense_ms": bench.profile.reference_ms,
-        "threads": settings.threads,
-        "history": found.history.to_json(),
-        "corrections": 0,
-        **_summary(cut),
-    }
-    run.finish("prune", inputs, result)
-    return result
-
-
-def _summary(cut: Cut) -> dict[str, Any]:
-    return {
-        "predicted_ms": cut.predicted_ms,
-        "measured_ms": cut.measured_ms,
-        "exports": cut.n_exports,
-        "widths": {name: len(kept) for name, kept in cut.plan.kept.items()},
-    }
-
-
-def recut_stage(bench: Workbench, certified_ms: float) -> dict[str, Any]:
-    """Cut again, narrower, with the scores of the search: the cut is slower than measured when it was chosen.
-
-    Writes `plan.json`; the stages after pruning then have to be run again.
-
-    Args:
-        bench: a run with a result of `prune_stage`.
-        certified_ms: what its network was found to take, above the budget.
-
-    Raises:
-        BudgetError: no narrower cut is measured within the budget.
-    """
-    run = bench.run
-    pruned = run.result("prune", "run `trimms prune` first")
-    known = load_checkpoint(run.require(SCORES, "run `trimms prune` first"))
-    if known is None:
-        raise SettingError(f"{run.file(SCORES)} has gone; run `trimms prune` again.")
-    scores = known.tensors["scores"].numpy()
-    device = PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor)
-    budget_ms: float = pruned["budget_ms"]
-    # What of the miss is there now shows in the measurements to come; the rest is aimed below.
-    widths = np.array([len(kept) for kept in Plan.read(run.file("plan.json")).positions(bench.space)])
-    now_ms, _ = measure_candidate(bench.space, widths, bench.profile)
-    aim_ms = device.aim_ms(budget_ms) * min(1.0, now_ms / certified_ms)
-    cut = cut_within(scores, device, budget_ms, seed=bench.settings.seed, aim_ms=aim_ms)
-    cut.plan.write(run.file("plan.json"))
-    result = pruned | _summary(cut) | {"corrections": pruned["corrections"] + 1}
-    run.amend("prune", result)
     return result
 
 

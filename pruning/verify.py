@@ -60,6 +60,49 @@ class Verification:
     measurement: PairedMeasurement
 
 
+@dataclass(frozen=True, slots=True)
+class OtherVerification:
+    """A measurement of a finished run on a further device or setting that it has a budget for.
+
+    Attributes:
+        name: run directory that the device was profiled in.
+        budget_ms: latency to meet there.
+        measured_ms: latency measured just now; None where this is not that device.
+    """
+
+    name: str
+    budget_ms: float
+    measured_ms: float | None
+
+    @property
+    def missed(self) -> bool:
+        """Whether it was measured above its budget."""
+        return self.measured_ms is not None and self.measured_ms > self.budget_ms
+
+
+def verify_others(run: RunDirectory) -> tuple[OtherVerification, ...]:
+    """Measure the run's pruned network on the further devices that it was pruned for, as far as they are here.
+
+    Raises:
+        ProfileError: a device's profile is gone or damaged.
+    """
+    how = run.result("prune", "run `trimms prune` first").get("how", {})
+    found = []
+    for name, budget_ms in how.get("also", ()):
+        profile = read_profile(Path(name) / "profile.jsonl")
+        measured_ms = None
+        if is_here(profile):
+            measured_ms = measure_pruned(run, profile).ratio * profile.reference_ms
+        found.append(OtherVerification(str(name), float(budget_ms), measured_ms))
+    return tuple(found)
+
+
+def is_here(profile: ProfileSet) -> bool:
+    """Whether this is the device that was profiled, so that its settings can be measured."""
+    known = profile.header.fingerprint
+    return fingerprint(known.settings).digest == known.digest
+
+
 def measure_pruned(run: RunDirectory, profile: ProfileSet) -> PairedMeasurement:
     """The pruned network's latency relative to the dense one's, both with their trained weights.
 

@@ -14,6 +14,9 @@ not public in full; this reading of it, and the following, are ours:
   can come back;
 - scores are standardised within a group (mean 0, standard deviation 1), times a learnable scale, plus a
   learnable bias. Raw scores of a layer's filters lie so close together that whole layers close at once;
+- the paper's loss adds α·log(1 + LAT), which holds no budget: `--latency-term` offers it beside terms that do, of
+  which a squared hinge is the default (`pruning.objective`). LAT is LPNet's latency, or a straight line in
+  multiply-accumulates (`--objective macs`), as the paper's later version switches to FLOPs;
 - they start where closing a gate's cost in loss over its gain in latency puts them (`WGates.start_from`), 2.5
   standard deviations above the threshold, so that almost all gates start open. At a trained network the loss
   has no slope: started alike, the groups that save most close first, whatever they are worth.
@@ -27,7 +30,8 @@ from torch import Tensor, nn
 
 from latency.space import SearchSpace
 from latency.structure import ChannelGroup, IntArray
-from pruning.gates import Gates
+from pruning.criteria.base import Method, SearchJob, SearchResult
+from pruning.criteria.gate_search import SearchedGates, search_with_gates
 
 INITIAL_BIAS = 2.5
 """Standard deviations by which the scores start above the threshold: 99 % of the gates are open."""
@@ -51,7 +55,7 @@ class _BinaryGate(torch.autograd.Function):
         return slope
 
 
-class WGates(Gates):
+class WGates(SearchedGates):
     """Weight-dependent gates of every group of a network.
 
     Args:
@@ -93,6 +97,10 @@ class WGates(Gates):
             weight.copy_(_ridge(self._rows(self._producers[index], parameters), part - part.mean()))
             weight.mul_(math.sqrt(len(weight)) / weight.norm().clamp(min=1e-8))
 
+    def levelled(self) -> tuple[nn.Parameter, ...]:
+        """The groups' biases."""
+        return (self.bias,)
+
     def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Standardised scores of all groups' slots, [n_slots]."""
         parts = []
@@ -120,6 +128,21 @@ class WGates(Gates):
             rows = parameters[name].abs().movedim(axis, 0).flatten(1).float()
             parts.append(rows[positions.to(rows.device)].mean(dim=1))
         return torch.cat(parts, dim=1)
+
+
+class WGatesMethod(Method):
+    """Gates from weights, trained with the network."""
+
+    name = "wgates"
+    summary = "gates computed from the filters' weights, trained with the network under the latency term"
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Scores of the trained gates; see `Method.search`."""
+        return search_with_gates(job, WGates(job.network, job.space))
+
+    def search_epochs(self, epochs: int) -> int:
+        """All of them."""
+        return epochs
 
 
 def _ridge(rows: Tensor, targets: Tensor) -> Tensor:

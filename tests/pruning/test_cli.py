@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
 from pruning.cli import cli
-from pruning.cli_options import parse_input_shape
+from pruning.cli_options import METHOD_NAMES, parse_input_shape
+from pruning.criteria import METHODS
 from pruning.errors import SettingError
+from pruning.plan import Plan
 from pruning.run import RunDirectory
 from pruning.surgery import load_slim
 from pruning.verify import CHOOSING, Verification, certify
@@ -353,6 +355,63 @@ def test_a_budget_that_makes_no_sense_is_refused(tmp_path: Path, budget: list[st
 
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--method", "hope"], "--method 'hope' is not known; known are: wgates, scaling-factors, "),
+        (["--objective", "joules"], "--objective is one of latency, macs, channels; got 'joules'"),
+        (["--latency-term", "sum"], "--latency-term is one of hinge, lagrangian, log; got 'sum'"),
+        (["--search-epochs", "-1"], "--search-epochs is 0 or more; got -1"),
+        (["--also", "runs/b"], "--also 'runs/b' is not a run directory and a number of ms"),
+        (["--also", "runs/b:0"], "--also runs/b: the budget is a number of ms above 0; got 0.0"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_ways_to_prune_that_make_no_sense_are_refused(
+    tmp_path: Path, option: list[str], message: str
+) -> None:
+    done = invoke(
+        "run", "--model", "torchvision:resnet18", "--data", "digits", "--input-size", "1x3x32x32", "--speedup", "2",
+        *option, "--out", tmp_path / "out",
+    )  # fmt: skip
+
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_the_help_names_every_method() -> None:
+    assert tuple(METHODS) == METHOD_NAMES
+
+
+def test_a_device_that_was_not_profiled_is_refused(finished_run: tuple[Path, dict[str, object]]) -> None:
+    done = invoke("prune", "--out", finished_run[0], "--speedup", 1.4, "--also", "nowhere:0.5")
+
+    assert done.exit_code == 2
+    assert "nowhere/profile.jsonl' does not exist; run `trimms profile --out nowhere`" in done.stderr
+
+
+def test_a_run_meets_the_budget_of_a_second_setting_too(
+    finished_run: tuple[Path, dict[str, object]], net_file: Path, tmp_path: Path
+) -> None:
+    """The second is the same device again, with a budget that binds."""
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    for folder in (copy, other):
+        shutil.copytree(finished_run[0], folder)
+    tight_ms = 0.85 * finished_run[1]["budget_ms"]
+
+    done = invoke(
+        "run", "--model", f"{net_file}:net", *SMALL_RUN, "--method", "l1", "--also", f"{other}:{tight_ms}",
+        "--out", copy, "--json",
+    )  # fmt: skip
+
+    result = json.loads(done.stdout)
+    assert done.exit_code == 0, done.output
+    (there,) = result["also"]
+    assert there["measured_ms"] <= there["budget_ms"] == pytest.approx(tight_ms)
+    assert "fine-tune: recover accuracy in 2 epochs" in done.stderr  # the one that l1 does not search in
+    assert Plan.read(copy / "plan.json").provenance["criterion"] == "l1"
 
 
 def test_a_provider_that_is_not_there_is_refused(

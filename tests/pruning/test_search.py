@@ -1,159 +1,117 @@
-"""The search on a small net with known prices: it must hold the target and prefer what the task needs."""
+"""The cut against made-up devices whose true latencies differ from what is predicted."""
 
-from pathlib import Path
+import dataclasses
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
+from latency.device import DeviceSettings, fingerprint
 from latency.grid import Grid
+from latency.profiles import ProfileSet
 from latency.space import SearchSpace
-from pruning.criteria.wgates import WGates
-from pruning.data import ImageTask, load_data
-from pruning.gates import GatedNetwork
-from pruning.objective import BudgetSchedule, LatencyHinge
-from pruning.search import BudgetObjective, _limit_gradients_, _stored
-from pruning.trace import trace
-from pruning.training import TrainingConfig, train
+from pruning.prices import DeviceBudget, PricedSpace
+from pruning.search import cut_within
+from tests.priced import grid_of_step, made_up_device, priced
 
-ANY_WIDTH = Grid((tuple(range(1, 13)),))
+GRID = Grid((tuple(range(1, 9)), tuple(range(13))))
+SCORES = np.random.default_rng(0).normal(size=20)
+PRICES, OTHER_PRICES = (0.1, 0.05), (0.02, 0.1)
 
 
-class DigitsNet(nn.Module):
-    """Twelve filters of which the classifier reads six: the rest cost time and give nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(12)
-        self.head = nn.Linear(12 * 64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(torch.relu(self.norm(self.conv(images))).flatten(1))
+@pytest.fixture
+def other(residual_space: SearchSpace) -> DeviceBudget:
+    return DeviceBudget("runs/b", **made_up_device(residual_space, OTHER_PRICES, GRID), budget_ms=1.0)
 
 
-@pytest.fixture(scope="module")
-def task() -> ImageTask:
-    return load_data("digits", (3, 16, 16))
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, residual_space: SearchSpace) -> list[ProfileSet]:
+    """Profiles of the devices that are measured, in order; each is 10 % slower than predicted."""
+    asked: list[ProfileSet] = []
+
+    def measure(space: SearchSpace, widths: np.ndarray, profile: ProfileSet) -> tuple[float, float]:
+        asked.append(profile)
+        prices = (
+            PRICES if profile.reference_ms == pytest.approx(0.2 + np.dot((8, 12), PRICES)) else OTHER_PRICES
+        )
+        latency_ms = 1.1 * (0.2 + float(np.dot(widths, prices)))
+        return latency_ms, 1.001 * latency_ms
+
+    monkeypatch.setattr("pruning.search.measure_candidate", measure)
+    return asked
 
 
-@pytest.fixture(scope="module")
-def searched(task: ImageTask) -> tuple[GatedNetwork, list[float | None], SearchSpace]:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = DigitsNet()
-    train(network, task, TrainingConfig(epochs=2))
-    useful = torch.arange(12) < 6
-    with torch.no_grad():
-        network.head.weight.view(10, 12, 64)[:, ~useful] = 0  # nobody reads these
-    space = trace(network, (1, 3, 16, 16))
-    gated = GatedNetwork(network, space, WGates(network, space), ANY_WIDTH)
-    hinge = LatencyHinge(lambda widths: 0.1 + 0.1 * widths.sum(dim=1), BudgetSchedule(1.3, 0.75))
-    history = train(
-        gated,
-        task,
-        TrainingConfig(epochs=3, learning_rate=0.01),
-        objective=BudgetObjective(gated, hinge, gate_lr=0.1),
-    )
-    return gated, [row.latency_ms for row in history.rows], space
+def elsewhere(profile: ProfileSet) -> ProfileSet:
+    device = dataclasses.replace(fingerprint(DeviceSettings()), cpu_model="Abacus 1")
+    return dataclasses.replace(profile, header=dataclasses.replace(profile.header, fingerprint=device))
 
 
-def test_the_predicted_latency_ends_at_the_target(
-    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+def test_a_cut_meets_the_budget_as_measured(residual_space: SearchSpace, measured: list[ProfileSet]) -> None:
+    device = priced(residual_space, PRICES, GRID)
+
+    cut = cut_within(SCORES, device, 1.0)
+
+    assert 0.9 <= cut.measured_ms <= 1.0
+    assert cut.measured_ms == pytest.approx(1.1 * cut.predicted_ms)
+    assert cut.others == ()
+
+
+@pytest.mark.parametrize("other_budget_ms", [0.6, 0.8, 1.0])
+def test_a_cut_meets_the_budgets_of_two_devices(
+    residual_space: SearchSpace, other: DeviceBudget, measured: list[ProfileSet], other_budget_ms: float
 ) -> None:
-    _, latencies_ms, _ = searched
+    other = dataclasses.replace(other, budget_ms=other_budget_ms)
+    device = priced(residual_space, PRICES, GRID, others=(other,))
 
-    assert latencies_ms[-1] is not None
-    assert 0.5 <= latencies_ms[-1] <= 0.85
+    cut = cut_within(SCORES, device, 1.0)
+
+    (there,) = cut.others
+    assert cut.measured_ms <= 1.0
+    assert there.measured_ms is not None
+    assert there.measured_ms <= other_budget_ms == there.budget_ms
+    assert max(cut.measured_ms, there.measured_ms / other_budget_ms) >= 0.9
+    assert {id(profile) for profile in measured} == {id(device.profile), id(other.profile)}
 
 
-def test_gates_do_not_all_close_at_once(
-    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+def test_a_device_that_is_not_here_counts_as_predicted(
+    residual_space: SearchSpace, other: DeviceBudget, measured: list[ProfileSet]
 ) -> None:
-    gated, _, _ = searched
+    other = dataclasses.replace(other, profile=elsewhere(other.profile), budget_ms=0.7)
+    device = priced(residual_space, PRICES, GRID, others=(other,))
 
-    widths = gated.gate_values().sum().item()
+    cut = cut_within(SCORES, device, 1.0)
 
-    assert 4 <= widths <= 8
+    assert cut.others[0].measured_ms is None
+    assert cut.others[0].predicted_ms <= 0.7
+    assert all(profile is device.profile for profile in measured)
 
 
-def test_the_network_still_works_with_its_gates(
-    searched: tuple[GatedNetwork, list[float | None], SearchSpace], task: ImageTask
+@pytest.mark.parametrize("objective", ["macs", "channels"])
+def test_whatever_the_search_is_charged_for_the_budget_is_measured(
+    residual_space: SearchSpace, measured: list[ProfileSet], objective: str
 ) -> None:
-    gated, _, _ = searched
-    images, labels = next(iter(task.test_batches()))
+    device = priced(residual_space, PRICES, GRID, objective=objective)
 
-    with torch.no_grad():
-        right = (gated.eval()(images).argmax(dim=1) == labels).float().mean().item()
+    cut = cut_within(SCORES, device, 1.0)
 
-    assert right > 0.8
+    assert 0.85 <= cut.measured_ms <= 1.0
 
 
-def test_the_gates_state_is_part_of_the_networks(
-    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+def test_a_method_without_depth_removes_no_branch(
+    residual_space: SearchSpace, measured: list[ProfileSet]
 ) -> None:
-    gated, _, _ = searched
+    device: PricedSpace = priced(residual_space, PRICES, grid_of_step(residual_space, 4))
+    scores = np.concatenate([np.ones(8), np.zeros(12)])
 
-    names = set(gated.state_dict())
+    widths = {
+        name: cut_within(scores, device, 1.0, method=name).plan.widths(residual_space)
+        for name in ("l1", "uniform")
+    }
 
-    assert {"gates.bias", "gates.scale", "network.conv.weight"} <= names
-
-
-def test_an_interrupted_search_ends_as_an_uninterrupted_one(task: ImageTask, tmp_path: Path) -> None:
-    def search(epochs_before_the_interruption: int | None) -> np.ndarray:
-        checkpoint = tmp_path / f"{epochs_before_the_interruption}.safetensors"
-        for stop in (epochs_before_the_interruption, None):
-            torch.manual_seed(1)  # each time as a new process begins
-            network = DigitsNet()
-            space = trace(network, (1, 3, 16, 16))
-            gated = GatedNetwork(network, space, WGates(network, space), ANY_WIDTH)
-            hinge = LatencyHinge(lambda widths: 0.1 * widths.sum(dim=1), BudgetSchedule(1.2, 0.6))
-            objective = _Stopping(gated, hinge, 0.1, stop)
-            try:
-                train(gated, task, TrainingConfig(epochs=3), objective=objective, checkpoint=checkpoint)
-            except KeyboardInterrupt:
-                continue
-            break
-        return gated.gates.scores(dict(network.named_parameters())).detach().numpy()
-
-    np.testing.assert_allclose(search(2), search(None), rtol=1e-5, atol=1e-6)
+    assert widths["l1"][1] == 0
+    assert widths["uniform"][1] > 0
 
 
-class _Stopping(BudgetObjective):
-    """Interrupts the search once so many epochs are done."""
+def test_the_plan_names_the_method(residual_space: SearchSpace, measured: list[ProfileSet]) -> None:
+    plan = cut_within(SCORES, priced(residual_space, PRICES, GRID), 1.0, method="bn-scale").plan
 
-    def __init__(self, gated: GatedNetwork, hinge: LatencyHinge, gate_lr: float, stop: int | None) -> None:
-        super().__init__(gated, hinge, gate_lr)
-        object.__setattr__(self, "_stop", stop)
-
-    __slots__ = ("_stop",)
-
-    def penalty(self, progress: float) -> Tensor:
-        if self._stop is not None and progress >= self._stop / 3:
-            raise KeyboardInterrupt
-        return super().penalty(progress)
-
-
-def test_a_resumed_search_starts_from_the_same_worth(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "state-0.safetensors"
-    first = _stored(checkpoint, lambda: torch.arange(3.0))
-
-    again = _stored(checkpoint, lambda: torch.zeros(3))
-
-    assert torch.equal(again, first)
-    assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
-
-
-def test_no_group_is_pulled_much_faster_than_the_others() -> None:
-    torch.manual_seed(0)
-    network = DigitsNet()
-    gates = WGates(network, trace(network, (1, 3, 16, 16)))
-    gates.bias = nn.Parameter(torch.zeros(4))
-    _limit_gradients_(gates)
-
-    (gates.bias * torch.tensor([1.0, 10.0, -1000.0, 0.0])).sum().backward()
-
-    assert gates.bias.grad is not None
-    assert gates.bias.grad.abs().max() < 1
-    assert gates.bias.grad.sign().tolist() == [1, 1, -1, 0]
+    assert plan.provenance["criterion"] == "bn-scale"

@@ -1,0 +1,192 @@
+"""What a pruning method is: something that says how much each channel deserves to stay.
+
+Budget, cut, surgery, fine-tuning and verification are the same for all methods.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from latency.grid import Grid
+from latency.space import SearchSpace
+from pruning.budget import Choice, FloatArray, Predict, cut_to_target
+from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pruning.data import ImageTask
+from pruning.errors import SettingError
+from pruning.objective import TERMS
+from pruning.precision import Precision
+from pruning.prices import PricedSpace
+from pruning.training import TrainingConfig, TrainingHistory
+
+Cutter = Callable[[FloatArray, SearchSpace, Grid, Predict, float], Choice]
+"""From scores to channels within a predicted latency; see `pruning.budget.cut_to_target`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How channels are searched for.
+
+    Attributes:
+        epochs: passes over the training images, for methods that train while they search.
+        batch_size: images per step.
+        lr: largest learning rate of the network's weights.
+        latency_term: name of the latency term of methods with gates, see `pruning.objective.TERMS`.
+        anneal: share of the search after which the target is the budget.
+        distillation: share of the loss that compares with the dense network's scores.
+    """
+
+    epochs: int = 4
+    batch_size: int = 64
+    lr: float = 0.01
+    latency_term: str = "hinge"
+    anneal: float = 0.7
+    distillation: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise SettingError(f"--search-epochs is 0 or more; got {self.epochs}.")
+        if self.latency_term not in TERMS:
+            raise SettingError(f"--latency-term is one of {', '.join(TERMS)}; got '{self.latency_term}'.")
+
+    def training(self, epochs: int, seed: int) -> TrainingConfig:
+        """How a network is trained for so many epochs of the search."""
+        return TrainingConfig(
+            epochs=epochs,
+            learning_rate=self.lr,
+            batch_size=self.batch_size,
+            distillation=self.distillation,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchJob:
+    """What a method works with.
+
+    Attributes:
+        network: the trained network; a method that trains changes its weights in place.
+        teacher: the network as it was, to distil from.
+        task: the data.
+        device: the search space with its prices.
+        budget_ms: latency to meet on the first device.
+        options: how to search.
+        seed: seed of everything random.
+        checkpoint: file to keep the search's state in, to go on from after an interruption; None keeps none.
+        title: shown beside a progress bar; None shows none.
+    """
+
+    network: nn.Module
+    teacher: nn.Module
+    task: ImageTask
+    device: PricedSpace
+    budget_ms: float
+    options: SearchOptions
+    seed: int = 0
+    checkpoint: Path | None = None
+    title: str | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self.device.space
+
+    @property
+    def n_slots(self) -> int:
+        """Channels that can be kept or removed."""
+        return int(self.space.full_widths.sum())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The network's parameters by name, without gradients, on the CPU."""
+        return {name: value.detach().cpu() for name, value in self.network.named_parameters()}
+
+    def stored(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, from beside the checkpoint where it is there.
+
+        A resumed search has to start as the interrupted one did, to the last bit.
+
+        Args:
+            name: what it is, part of the file's name.
+            compute: called where it is not known yet.
+        """
+        if self.checkpoint is None:
+            return compute()
+        path = self.checkpoint.with_name(f"{self.checkpoint.stem}-{name}.safetensors")
+        known = load_checkpoint(path)
+        if known is None:
+            known = Checkpoint({name: compute()}, {})
+            save_checkpoint(path, known)
+        return known.tensors[name]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        scores: how much each slot deserves to stay, [n_slots]; comparable between groups.
+        history: how the search went; without rows where nothing was trained.
+    """
+
+    scores: FloatArray
+    history: TrainingHistory
+
+    @classmethod
+    def untrained(cls, scores: Tensor) -> "SearchResult":
+        """Scores of a method that trains nothing, [n_slots]."""
+        return cls(scores.detach().double().cpu().numpy(), TrainingHistory((), Precision(), {}))
+
+
+class Method(ABC):
+    """A way to say how much each channel deserves to stay; one file each.
+
+    Attributes:
+        name: what users call it.
+        summary: one line for them.
+        uses_depth: whether it may remove whole groups.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    uses_depth: ClassVar[bool] = True
+
+    @abstractmethod
+    def search(self, job: SearchJob) -> SearchResult:
+        """The scores of all slots.
+
+        Raises:
+            SettingError: the method cannot judge this network; the message says which part of it.
+        """
+
+    def search_epochs(self, epochs: int) -> int:
+        """Epochs that the method trains for, of those it may; the rest belongs to the fine-tuning."""
+        del epochs
+        return 0
+
+    @property
+    def cut(self) -> Cutter:
+        """How its scores become widths."""
+        return cut_to_target
+
+    def restricted(self, device: PricedSpace) -> PricedSpace:
+        """The priced space without what this method does not use."""
+        return device if self.uses_depth else replace(device, depth=False)
+
+
+def finite(scores: Tensor) -> Tensor:
+    """The scores, if all are numbers.
+
+    Raises:
+        SettingError: one is not.
+    """
+    n_wrong = int((~torch.isfinite(scores)).sum())
+    if n_wrong:
+        raise SettingError(
+            f"{n_wrong} of {len(scores)} channels have no score: the network's weights or their gradients are no "
+            "finite numbers; check the weights and the normalisation."
+        )
+    return scores

@@ -1,0 +1,161 @@
+"""The search that methods with gates share: gates trained with the network under the latency term."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.criteria.base import SearchJob, SearchResult, finite
+from pruning.gates import GatedNetwork, Gates
+from pruning.objective import TERMS, BudgetSchedule, LatencyTerm
+from pruning.sensitivity import gate_costs
+from pruning.training import TrainingConfig, TrainingHistory, train
+
+LARGEST_GRADIENT = 1.0
+"""Largest norm of the gradient of each of the gates' parameters (ours)."""
+
+SCORE_TRAVEL = 6.0
+"""Standard deviations of the scores that a group can move during a search, however short (ours)."""
+
+
+class SearchedGates(Gates):
+    """Gates that a search can start, and train at a rate of its own."""
+
+    @abstractmethod
+    def start_from(self, worth: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Set the gates' parameters so that the scores rank all slots by their worth.
+
+        Args:
+            worth: how much each slot deserves to stay, [n_slots], comparable between groups.
+            parameters: the network's parameters by name.
+        """
+
+    @abstractmethod
+    def levelled(self) -> tuple[nn.Parameter, ...]:
+        """Parameters of which each entry moves many gates together."""
+
+    def penalty(self) -> Tensor:
+        """A further term of the loss, []."""
+        return torch.zeros(())
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetObjective:
+    """Adds the latency of a gated network's open gates to its training.
+
+    Attributes:
+        gated: the network in training.
+        gates: its gates.
+        term: the latency term.
+        gate_lr: largest learning rate of the gates' parameters.
+    """
+
+    gated: GatedNetwork
+    gates: SearchedGates
+    term: LatencyTerm
+    gate_lr: float
+
+    def penalty(self, progress: float) -> Tensor:
+        """The latency term at the widths of the last forward pass, and the gates' own."""
+        return self.term(self.gated.widths, progress) + self.gates.penalty()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The gates' parameters, without weight decay."""
+        return [{"params": list(self.gates.parameters()), "lr": self.gate_lr, "weight_decay": 0.0}]
+
+    def latency_ms(self) -> float:
+        """Predicted latency of the open gates."""
+        with torch.no_grad():
+            return float(self.term.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
+
+
+def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
+    """Train gates with the network under the budget, from where their worth puts them.
+
+    Args:
+        job: what to search.
+        gates: gates of its network, not started yet.
+    """
+    gated = GatedNetwork(job.network, job.space, gates, job.device.grid)
+    worth = job.stored("worth", lambda: gate_worth(gated, job))
+    gates.start_from(worth, dict(job.network.named_parameters()))
+    history = train_gates(job, gated, gates, job.options.epochs)
+    with torch.no_grad():
+        scores = gates.scores(dict(job.network.named_parameters())).double().cpu()
+    return SearchResult(finite(scores).numpy(), history)
+
+
+def train_gates(job: SearchJob, gated: GatedNetwork, gates: SearchedGates, epochs: int) -> TrainingHistory:
+    """Train a gated network under the latency term, in place.
+
+    Args:
+        job: what to search.
+        gated: its network with the gates.
+        gates: the gates.
+        epochs: passes over the training images.
+    """
+    limit_gradients_(gates)
+    config = job.options.training(epochs, job.seed)
+    return train(
+        gated,
+        job.task,
+        config,
+        teacher=job.teacher,
+        objective=_objective(gated, gates, job, config),
+        checkpoint=job.checkpoint,
+        title=job.title,
+        identity=f"{job.budget_ms:.6g} ms of {job.device.objective}",
+    )
+
+
+def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
+    """Logarithm of what closing each gate costs in loss over what it saves in latency, [n_slots]."""
+    title = None if job.title is None else f"{job.title}: what gates cost"
+    costs = gate_costs(gated, job.n_slots, job.task, seed=job.seed, title=title)
+    full_widths = torch.from_numpy(job.space.full_widths)
+    full = full_widths.float().requires_grad_()
+    (saved_ms,) = torch.autograd.grad(job.device.price(job.budget_ms)(full.unsqueeze(0))[0], full)
+    per_slot = saved_ms.repeat_interleave(full_widths)
+    floor_cost, floor_ms = 1e-3 * costs.median() + 1e-12, 1e-3 * per_slot.mean() + 1e-12
+    return torch.log((costs + floor_cost) / per_slot.clamp(min=float(floor_ms)))
+
+
+def limit_gradients_(gates: SearchedGates) -> None:
+    """Bound the gates' gradients, in place.
+
+    Closing a block raises the loss and with it all gradients; unbounded, the next steps close everything. Of
+    what moves many gates together each gradient is divided by its own size plus the mean size: one group that
+    saves much more than the others is pulled no faster than they are, so that worth decides.
+    """
+
+    def limited(gradient: Tensor) -> Tensor:
+        factor: Tensor = LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT)
+        return gradient * factor
+
+    def levelled(gradient: Tensor) -> Tensor:
+        return gradient / (gradient.abs() + gradient.abs().mean() + 1e-12)
+
+    together = {id(parameter) for parameter in gates.levelled()}
+    for parameter in gates.parameters():
+        hook = levelled if id(parameter) in together else limited
+        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _objective(
+    gated: GatedNetwork, gates: SearchedGates, job: SearchJob, config: TrainingConfig
+) -> BudgetObjective:
+    price = job.device.price(job.budget_ms)
+    full = torch.from_numpy(job.space.full_widths).float()
+    with torch.no_grad():
+        dense_ms = float(price(full.unsqueeze(0))[0])
+    schedule = BudgetSchedule(dense_ms, job.device.aim_ms(job.budget_ms), job.options.anneal)
+    n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
+    # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
+    gate_lr = SCORE_TRAVEL * (1 - config.momentum) / (0.5 * n_steps)
+    term = TERMS[job.options.latency_term](price, schedule)
+    if isinstance(term, nn.Module):
+        gated.add_module("latency_term", term)  # its state is kept with the network's
+    return BudgetObjective(gated, gates, term, gate_lr)

@@ -1,0 +1,158 @@
+"""The search on a small net with known prices: it must hold the target and prefer what the task needs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latency.grid import Grid
+from latency.space import SearchSpace
+from pruning.criteria.base import SearchJob
+from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
+from pruning.criteria.wgates import WGates
+from pruning.data import ImageTask
+from pruning.gates import GatedNetwork
+from pruning.objective import BudgetSchedule, LatencyHinge
+from pruning.trace import trace
+from pruning.training import TrainingConfig, train
+
+ANY_WIDTH = Grid((tuple(range(1, 13)),))
+
+
+class DigitsNet(nn.Module):
+    """Twelve filters of which the classifier reads six: the rest cost time and give nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.head = nn.Linear(12 * 64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(images))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def searched(task: ImageTask) -> tuple[GatedNetwork, list[float | None], SearchSpace]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = DigitsNet()
+    train(network, task, TrainingConfig(epochs=2))
+    useful = torch.arange(12) < 6
+    with torch.no_grad():
+        network.head.weight.view(10, 12, 64)[:, ~useful] = 0  # nobody reads these
+    space = trace(network, (1, 3, 16, 16))
+    gated = GatedNetwork(network, space, WGates(network, space), ANY_WIDTH)
+    hinge = LatencyHinge(lambda widths: 0.1 + 0.1 * widths.sum(dim=1), BudgetSchedule(1.3, 0.75))
+    history = train(
+        gated,
+        task,
+        TrainingConfig(epochs=3, learning_rate=0.01),
+        objective=BudgetObjective(gated, gated.gates, hinge, gate_lr=0.1),
+    )
+    return gated, [row.latency_ms for row in history.rows], space
+
+
+def test_the_predicted_latency_ends_at_the_target(
+    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+) -> None:
+    _, latencies_ms, _ = searched
+
+    assert latencies_ms[-1] is not None
+    assert 0.5 <= latencies_ms[-1] <= 0.85
+
+
+def test_gates_do_not_all_close_at_once(
+    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+) -> None:
+    gated, _, _ = searched
+
+    widths = gated.gate_values().sum().item()
+
+    assert 4 <= widths <= 8
+
+
+def test_the_network_still_works_with_its_gates(
+    searched: tuple[GatedNetwork, list[float | None], SearchSpace], task: ImageTask
+) -> None:
+    gated, _, _ = searched
+    images, labels = next(iter(task.test_batches()))
+
+    with torch.no_grad():
+        right = (gated.eval()(images).argmax(dim=1) == labels).float().mean().item()
+
+    assert right > 0.8
+
+
+def test_the_gates_state_is_part_of_the_networks(
+    searched: tuple[GatedNetwork, list[float | None], SearchSpace],
+) -> None:
+    gated, _, _ = searched
+
+    names = set(gated.state_dict())
+
+    assert {"gates.bias", "gates.scale", "network.conv.weight"} <= names
+
+
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(task: ImageTask, tmp_path: Path) -> None:
+    def search(epochs_before_the_interruption: int | None) -> np.ndarray:
+        checkpoint = tmp_path / f"{epochs_before_the_interruption}.safetensors"
+        for stop in (epochs_before_the_interruption, None):
+            torch.manual_seed(1)  # each time as a new process begins
+            network = DigitsNet()
+            space = trace(network, (1, 3, 16, 16))
+            gated = GatedNetwork(network, space, WGates(network, space), ANY_WIDTH)
+            hinge = LatencyHinge(lambda widths: 0.1 * widths.sum(dim=1), BudgetSchedule(1.2, 0.6))
+            objective = _Stopping(gated, hinge, 0.1, stop)
+            try:
+                train(gated, task, TrainingConfig(epochs=3), objective=objective, checkpoint=checkpoint)
+            except KeyboardInterrupt:
+                continue
+            break
+        return gated.gates.scores(dict(network.named_parameters())).detach().numpy()
+
+    np.testing.assert_allclose(search(2), search(None), rtol=1e-5, atol=1e-6)
+
+
+class _Stopping(BudgetObjective):
+    """Interrupts the search once so many epochs are done."""
+
+    def __init__(self, gated: GatedNetwork, hinge: LatencyHinge, gate_lr: float, stop: int | None) -> None:
+        super().__init__(gated, gated.gates, hinge, gate_lr)
+        object.__setattr__(self, "_stop", stop)
+
+    __slots__ = ("_stop",)
+
+    def penalty(self, progress: float) -> Tensor:
+        if self._stop is not None and progress >= self._stop / 3:
+            raise KeyboardInterrupt
+        return super().penalty(progress)
+
+
+def test_a_resumed_search_starts_from_the_same_worth(
+    make_job: Callable[..., SearchJob], tmp_path: Path
+) -> None:
+    job = make_job(checkpoint=tmp_path / "state-0.safetensors")
+    first = job.stored("worth", lambda: torch.arange(3.0))
+
+    again = job.stored("worth", lambda: torch.zeros(3))
+
+    assert torch.equal(again, first)
+    assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
+
+
+def test_no_group_is_pulled_much_faster_than_the_others() -> None:
+    torch.manual_seed(0)
+    network = DigitsNet()
+    gates = WGates(network, trace(network, (1, 3, 16, 16)))
+    gates.bias = nn.Parameter(torch.zeros(4))
+    limit_gradients_(gates)
+
+    (gates.bias * torch.tensor([1.0, 10.0, -1000.0, 0.0])).sum().backward()
+
+    assert gates.bias.grad is not None
+    assert gates.bias.grad.abs().max() < 1
+    assert gates.bias.grad.sign().tolist() == [1, 1, -1, 0]
