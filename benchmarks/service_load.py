@@ -3,8 +3,8 @@
     python benchmarks/service_load.py
     python benchmarks/service_load.py --soak-minutes 10
 
-The server is `trimms serve` with tokens, metrics and logging, in a process of its own, holding the committed LPNet of
-MobileNetV2 at 224 px (25 groups, 53 layers). The client keeps `connections` requests in flight, each connection with
+The server is `trimms serve` with tokens, metrics and logging, in a process of its own, holding an LPNet of MobileNetV2 at
+224 px (25 groups, 53 layers), fitted to latencies that are made up, since its speed does not depend on them. The client keeps `connections` requests in flight, each connection with
 the next one as soon as it has an answer; bodies are drawn from a thousand random networks on the grid. Latencies are
 those that the client sees. The soak is the single case for minutes, with the server's memory at its beginning and end.
 """
@@ -29,15 +29,21 @@ import numpy.typing as npt
 import uvloop
 from environment import ROOT, write_results
 
-from latency.lpnet import load_model
-from latency.lpnet_export import save_lpnet
-from latency.lpnet_files import WEIGHTS_FILE, read_manifest
+from latency.device import DeviceSettings, fingerprint
+from latency.fitting import fit
+from latency.grid import ChannelStep, Grid
+from latency.measure import Protocol
 from latency.npy import NPY, npy_bytes
 from latency.predictor import Predictor
+from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import ProfileSet
 from latency.registry.registry import Registry
+from latency.sampling import sample_widths
+from pruning.models import load_model
+from pruning.trace import trace
 
-LPNET = ROOT / "data" / "profiles" / "2fb28af174715d23" / "mobilenet_v2" / "lpnet"
 N_NETWORKS = 1000
+N_CANDIDATES = 120
 
 
 @dataclass
@@ -170,13 +176,14 @@ class Server:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """`trimms serve` on a registry with the LPNet, its log going to a file."""
-    manifest = read_manifest(LPNET, needs=WEIGHTS_FILE)
-    save_lpnet(load_model(LPNET), folder / "lpnet", manifest)  # with gradient and tables
+    make_lpnet(folder / "lpnet")
+    predictor = Predictor.load(folder / "lpnet")
     registry = Registry.in_folder(folder / "registry")
     lpnet_id, token = registry.lpnets.add(folder / "lpnet").id, registry.tokens.create("load", ["read"])
     registry.close()
     rng = np.random.default_rng(0)
-    widths = np.array([[rng.choice(a) for a in manifest.grid.allowed] for _ in range(N_NETWORKS)])
+    grid = predictor.manifest.grid
+    widths = np.array([[rng.choice(allowed) for allowed in grid.allowed] for _ in range(N_NETWORKS)])
     command = [
         sys.executable,
         "-m",
@@ -191,12 +198,43 @@ def serving(folder: Path) -> Iterator[Server]:
     process = subprocess.Popen([*command, "--rate", "1000000", "--no-jobs"], cwd=ROOT, stderr=log, text=True)
     try:
         port = _port(folder / "log")
-        predictor = Predictor.load(folder / "lpnet")
         yield Server(process, port, token, lpnet_id, widths.astype(np.float32), predictor)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
         log.close()
+
+
+def make_lpnet(folder: Path) -> None:
+    """An LPNet of MobileNetV2 at 224 px: a real fit, to latencies that grow with the multiply-accumulates."""
+    space = trace(load_model("torchvision:mobilenet_v2"), (1, 3, 224, 224))
+    grid = Grid.from_step(space.structure, ChannelStep(dense=16, depthwise=16))
+    header = ProfileHeader(
+        fingerprint=fingerprint(DeviceSettings()),
+        protocol=Protocol(),
+        structure_hash=space.structure_hash,
+        group_names=tuple(group.name for group in space.groups),
+        full_widths=tuple(space.full_widths.tolist()),
+        grid=grid,
+        seed=0,
+    )
+    rng = np.random.default_rng(0)
+    rows = []
+    for widths in sample_widths(space, grid, N_CANDIDATES, seed=0):
+        ratio = (0.2 + 0.8 * space.macs(widths) / space.macs(space.full_widths)) * rng.normal(1.0, 0.01)
+        rows.append(
+            ProfileRow(
+                widths=tuple(map(int, widths)),
+                split="train",
+                pass_index=0,
+                status="ok",
+                ratio=ratio,
+                ratio_stderr=0.01,
+                candidate_ms=7.5 * ratio,
+                reference_ms=7.5,
+            )
+        )
+    fit(ProfileSet(header, tuple(rows)), space).save(folder)
 
 
 def _port(log: Path) -> int:
