@@ -3,10 +3,11 @@
     python benchmarks/service_load.py
     python benchmarks/service_load.py --soak-minutes 10
 
-The server is `trimms serve` with tokens, metrics and logging, in a process of its own, holding an LPNet of MobileNetV2 at
-224 px (25 groups, 53 layers), fitted to latencies that are made up, since its speed does not depend on them. The client keeps `connections` requests in flight, each connection with
-the next one as soon as it has an answer; bodies are drawn from a thousand random networks on the grid. Latencies are
-those that the client sees. The soak is the single case for minutes, with the server's memory at its beginning and end.
+The server is `trimms serve` with tokens, metrics and logging, in a process of its own, holding an LPNet of MobileNetV2
+at 224 px (25 groups, 53 layers), fitted to latencies that are made up, since its speed does not depend on them. The
+client keeps `connections` requests in flight, each connection with the next one as soon as it has an answer; bodies
+are drawn from a thousand random networks on the grid. Latencies are those that the client sees. The soak is the
+single case for minutes, with the server's memory at its beginning and end.
 """
 
 import asyncio
