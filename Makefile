@@ -49,5 +49,5 @@ $(STAMP): pyproject.toml
 	$(if $(PROBLEM),$(error trimms needs Python ≥ 3.11 with venv; $(PROBLEM). $(REMEDY)))
 	@$(HAS_VENV) || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV); PyTorch is large, this can take some minutes."
-	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[prune,dev]'
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[prune,serve,dev]'
 	@touch $@

@@ -21,6 +21,7 @@ smallest allowed width above 0 to 0 at width 0, and with it every term of the la
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,14 @@ class Encoding(nn.Module):
     smallest: Tensor
     implied: Tensor
     depends: Tensor
+    in_terms: Tensor
+    in_constant: Tensor
+    in_step: Tensor
+    in_full: Tensor
+    out_terms: Tensor
+    out_constant: Tensor
+    out_step: Tensor
+    out_full: Tensor
     in_is_out: Tensor
     per_filter: Tensor
     dense: Tensor
@@ -154,45 +163,63 @@ class Encoding(nn.Module):
         lost_with_others = (1.0 - present) @ self.implied
         widths = widths * (1.0 - lost_with_others).clamp(min=0.0)
         present = (present - lost_with_others).clamp(min=0.0)
-        terms = self._terms(widths, present)
+        branch = (1.0 - (1.0 - present) @ self.depends).clamp(min=0.0)
+        terms = self.layer_terms(
+            self._side("in", widths, present), self._side("out", widths, present), branch
+        )
         n_bytes = terms[:, :, 0] @ self.weight_bytes
         beyond = (n_bytes[:, None] - self.caches).clamp(min=0.0)
         values = torch.cat([terms.flatten(start_dim=1), beyond], dim=1)
         return values.index_select(1, self.feature_index) / self.full_values
 
-    def _terms(self, widths: Tensor, present: Tensor) -> Tensor:
-        """Unscaled terms of every layer, [n, n_layers, len(TERMS)]."""
-        c_in, in_present, in_blocks = self._channels("in", widths, present, self.padded)
-        c_out, out_present, out_blocks = self._channels("out", widths, present, self.blocks)
-        branch = (1.0 - (1.0 - present) @ self.depends).clamp(min=0.0)
+    def layer_terms(self, inputs: "Side", outputs: "Side", branch: Tensor) -> Tensor:
+        """Unscaled terms of every layer, [n, n_layers, len(TERMS)].
+
+        Args:
+            inputs: free channels that the layers read.
+            outputs: free channels that they write.
+            branch: presence of what the layers depend on, [n, n_layers].
+        """
+        c_in, in_blocks = self._channels("in", inputs.free, self.padded)
+        c_out, out_blocks = self._channels("out", outputs.free, self.blocks)
         # Channels that already fall to 0 with the layer need no second factor that does.
-        in_gate = torch.minimum(torch.maximum(in_present, self.in_is_out), branch)
-        out_gate = torch.minimum(torch.maximum(out_present, self.in_is_out), branch)
+        in_gate = torch.minimum(torch.maximum(inputs.presence, self.in_is_out), branch)
+        out_gate = torch.minimum(torch.maximum(outputs.presence, self.in_is_out), branch)
         read = self.dense * c_in * branch + (1.0 - self.dense) * self.per_filter * in_gate
         padded_read = self.dense[:, None] * in_blocks * branch[..., None]
-        plain = torch.stack(
-            [read * c_out, torch.minimum(in_gate, out_present), c_out * in_gate, c_in * out_gate], dim=2
-        )
+        presence = torch.minimum(in_gate, outputs.presence)
+        plain = torch.stack([read * c_out, presence, c_out * in_gate, c_in * out_gate], dim=2)
         n_padded = self.padded.shape[0]
         return torch.cat(
             [plain, read[..., None] * out_blocks, padded_read * out_blocks[..., :n_padded]], dim=2
         )
 
-    def _channels(
-        self, side: str, widths: Tensor, present: Tensor, sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Channels [n, n_layers], their presence, and blocks of each size [n, n_layers, n_sizes]."""
-        terms, constant, step, full = (
-            self.get_buffer(f"{side}_{name}") for name in ("terms", "constant", "step", "full")
-        )
-        free = widths @ terms
+    def _side(self, side: str, widths: Tensor, present: Tensor) -> "Side":
+        terms, constant = self.get_buffer(f"{side}_terms"), self.get_buffer(f"{side}_constant")
         presence = (present @ terms.sign() + constant.sign()).clamp(max=1.0)
+        return Side(widths @ terms, presence)
+
+    def _channels(self, side: str, free: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels [n, n_layers] and blocks of each size [n, n_layers, n_sizes]."""
+        constant, step, full = (self.get_buffer(f"{side}_{name}") for name in ("constant", "step", "full"))
         lower = step * ((free / step).ceil() - 1.0).clamp(min=0.0).minimum((full / step).ceil() - 1.0)
         upper = (lower + step).minimum(full)
         share = ((free - lower) / (upper - lower))[..., None]
         blocks_lower = ((constant + lower)[..., None] / sizes).ceil()
         blocks_upper = ((constant + upper)[..., None] / sizes).ceil()
-        return constant + free, presence, blocks_lower + share * (blocks_upper - blocks_lower)
+        return constant + free, blocks_lower + share * (blocks_upper - blocks_lower)
+
+
+class Side(NamedTuple):
+    """Channels on one side of every layer that are free to be pruned.
+
+    Attributes:
+        free: how many are kept, [n, n_layers].
+        presence: whether any channel is there, the layer's constant ones counted, [n, n_layers], in [0, 1].
+    """
+
+    free: Tensor
+    presence: Tensor
 
 
 def _group_constants(groups: Sequence[ChannelGroup], grid: Grid) -> dict[str, FloatArray]:

@@ -28,8 +28,9 @@ from latency._residual import MlpSettings, MlpTask, out_of_fold_looks, seeded, t
 from latency.encoding import Encoding
 from latency.errors import ProfileError
 from latency.lpnet import LatencyModel, LPNet, MlpOnWidths
+from latency.lpnet_export import save_lpnet
+from latency.lpnet_files import LPNetManifest
 from latency.metrics import PredictionMetrics, prediction_metrics
-from latency.predictor import LPNetManifest
 from latency.profiles import ProfileArrays, ProfileSet
 from latency.space import SearchSpace
 from latency.structure import IntArray
@@ -91,8 +92,8 @@ class FitResult:
         return dict(self.manifest.metrics)
 
     def save(self, directory: Path) -> None:
-        """Write `lpnet.onnx`, `lpnet.safetensors` and `lpnet.json` into the folder."""
-        self.model.save(directory, self.manifest)
+        """Write the LPNet's files into the folder, see `latency.lpnet_export.save_lpnet`."""
+        save_lpnet(self.model, directory, self.manifest)
 
 
 def fit(
@@ -298,7 +299,8 @@ def _gain_in_sigmas(physics: Physics, predicted_ms: FloatArray, measured_ms: Flo
 
 
 def _mlp_inputs(model: LPNet, features: FloatArray, physics_ms: FloatArray) -> Tensor:
-    return model.mlp_inputs(torch.from_numpy(features), torch.from_numpy(physics_ms))
+    directions = torch.from_numpy(features) @ model.projection
+    return model.mlp_inputs(directions, torch.from_numpy(physics_ms))
 
 
 def _predict_ms(model: LatencyModel, widths: IntArray) -> FloatArray:

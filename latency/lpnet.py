@@ -18,7 +18,6 @@ MLP on the widths of the layers. Departures:
 `MlpOnWidths` is the paper's plain MLP behind the same interface, to compare with.
 """
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +25,12 @@ from typing import ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latency.encoding import Encoding
 from latency.errors import ProfileError
-from latency.predictor import ONNX_FILE, WEIGHTS_FILE, LPNetManifest, read_manifest, write_manifest
+from latency.lpnet_files import WEIGHTS_FILE, read_manifest
 
 # Far below any network's latency: keeps the logarithm finite where every width is 0.
 _LEAST_MS = 1e-6
@@ -75,16 +74,6 @@ class LatencyModel(nn.Module):
     def outputs(self, widths: Tensor) -> dict[str, Tensor]:
         """Everything that the ONNX file gives, by name: the latency, and what else the model knows."""
         return {"latency_ms": self(widths)}
-
-    def save(self, directory: Path, manifest: LPNetManifest) -> None:
-        """Write `lpnet.safetensors`, `lpnet.onnx` and last `lpnet.json` into the folder, made if need be."""
-        if manifest.kind != type(self).__name__:
-            raise ProfileError(f"The manifest is of a {manifest.kind}, the model is a {type(self).__name__}.")
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-        _replace(directory / WEIGHTS_FILE, save(state))
-        _replace(directory / ONNX_FILE, onnx_bytes(self))
-        write_manifest(manifest, directory)
 
 
 class LPNet(LatencyModel):
@@ -152,30 +141,33 @@ class LPNet(LatencyModel):
     def from_features(self, features: Tensor) -> Tensor:
         """Predicted latency in ms, [n], of the encoding's features, [n, n_features]."""
         physics_ms = self.physics_ms(features)
-        return physics_ms * torch.exp(self.log_factor(features, physics_ms))
+        return physics_ms * torch.exp(self.log_factor(features @ self.projection, physics_ms))
 
     def physics_ms(self, features: Tensor) -> Tensor:
         """Weighted sum of the features in ms, [n]."""
         total: Tensor = features @ self.weight + self.bias
         return total
 
-    def log_factor(self, features: Tensor, physics_ms: Tensor) -> Tensor:
-        """Logarithm of the MLP's factor, [n], within ± amplitude."""
-        return self.amplitude * torch.tanh(self.mlp(self.mlp_inputs(features, physics_ms)).squeeze(1))
+    def log_factor(self, directions: Tensor, physics_ms: Tensor) -> Tensor:
+        """Logarithm of the MLP's factor, [n], within ± amplitude; of directions [n, n_directions]."""
+        return self.amplitude * torch.tanh(self.mlp(self.mlp_inputs(directions, physics_ms)).squeeze(1))
 
-    def mlp_inputs(self, features: Tensor, physics_ms: Tensor) -> Tensor:
+    def mlp_inputs(self, directions: Tensor, physics_ms: Tensor) -> Tensor:
         """What the MLP sees: log physics and directions of the features, standardised, [n, 1 + n_directions]."""
         log_physics = physics_ms.clamp(min=_LEAST_MS).log()[:, None]
-        inputs = torch.cat([log_physics, features @ self.projection], dim=1)
-        return (inputs - self.mean) / self.scale
+        return (torch.cat([log_physics, directions], dim=1) - self.mean) / self.scale
 
     def spread(self, widths: Tensor) -> Tensor:
         """Standard error of the physics relative to it, [n], from the differences of its members."""
         features: Tensor = self.encoding(widths)
         each_ms = features @ self.members[:, :-1].T + self.members[:, -1]
+        return self.relative_spread(each_ms, self.physics_ms(features))
+
+    def relative_spread(self, each_ms: Tensor, physics_ms: Tensor) -> Tensor:
+        """Standard error relative to the physics, [n], of what the members say, [n, n_members]."""
         n_members = self.members.shape[0]
         variance = (n_members - 1) / n_members * (each_ms - each_ms.mean(1, keepdim=True)).square().sum(1)
-        return variance.sqrt() / self.physics_ms(features).clamp(min=_LEAST_MS)
+        return variance.sqrt() / physics_ms.clamp(min=_LEAST_MS)
 
     def outputs(self, widths: Tensor) -> dict[str, Tensor]:
         """Prediction, spread and each layer's share; see `LatencyModel.outputs`."""
@@ -201,7 +193,7 @@ class LPNet(LatencyModel):
         belongs = nn.functional.one_hot(self.encoding.feature_layers, n_shares).to(features.dtype)
         shares = (features * self.weight) @ belongs
         shares = torch.cat([shares[:, :-1], shares[:, -1:] + self.bias], dim=1)
-        factor: Tensor = torch.exp(self.log_factor(features, shares.sum(dim=1)))
+        factor: Tensor = torch.exp(self.log_factor(features @ self.projection, shares.sum(dim=1)))
         return shares * factor.unsqueeze(1)
 
 
@@ -267,49 +259,9 @@ def load_model(directory: Path) -> LatencyModel:
     return model.eval().requires_grad_(False)
 
 
-def onnx_bytes(model: LatencyModel) -> bytes:
-    """The model as an ONNX file: `widths` float32 [n, n_groups] → `model.outputs`, any n."""
-    example = torch.ones(2, model.n_groups)
-    names = list(model.outputs(example))
-    with warnings.catch_warnings():
-        # The exporter warns of its own internals, which nobody here can mend.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _AllOutputs(model.eval()),
-            (example,),
-            dynamo=True,
-            input_names=["widths"],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            verbose=False,
-        )
-    assert program is not None
-    model_proto = program.model_proto
-    for node in model_proto.graph.node:
-        del node.metadata_props[:]  # stack traces, with paths of this machine
-    return model_proto.SerializeToString()
-
-
-class _AllOutputs(nn.Module):
-    """A model whose forward gives all its outputs."""
-
-    def __init__(self, model: LatencyModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, widths: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.outputs(widths).values())
-
-
 def small_mlp(n_inputs: int, n_hidden: int) -> nn.Sequential:
     """An MLP with one hidden layer and one output, which is 0 until it is trained."""
     last = nn.Linear(n_hidden, 1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(n_inputs, n_hidden), nn.SiLU(), last)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

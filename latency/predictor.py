@@ -1,16 +1,7 @@
-"""Latency predictions from a fitted LPNet's files, with numpy and ONNX Runtime alone.
+"""Latency predictions from a fitted LPNet's files, with numpy and ONNX Runtime alone."""
 
-An LPNet is a folder: `lpnet.onnx` (widths → milliseconds), `lpnet.safetensors` (the same for torch, where it
-is differentiable) and `lpnet.json`, the manifest: which network and device it is for, how good it is, and the
-hashes of the other two.
-"""
-
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,115 +9,23 @@ import onnxruntime as ort
 
 from latency.device import DeviceFingerprint
 from latency.errors import DeviceMismatchError, LatencyError, ProfileError, WidthError
-from latency.grid import Grid
-from latency.metrics import PredictionMetrics
+from latency.lpnet_files import (
+    GRADIENT_FILE,
+    GRID_FILE,
+    ONNX_FILE,
+    LPNetManifest,
+    file_hashes,
+    read_file,
+    read_manifest,
+)
 from latency.session import make_session
 
 FloatArray = npt.NDArray[np.float64]
-
-FORMAT_NAME = "trimms lpnet"
-# 1: first version. 2: `cv_rmse` and `largest_spread` in the manifest, `spread` and `layer_ms` in the ONNX file.
-# 3: `model_error` in the manifest.
-FORMAT_VERSION = 3
 
 # Half the width of a 95 % interval of a normal distribution, in standard errors.
 _Z95 = 1.96
 # Spread from which a network counts as unlike those profiled, relative to their largest.
 _OUT_OF_RANGE = 1.5
-
-ONNX_FILE = "lpnet.onnx"
-WEIGHTS_FILE = "lpnet.safetensors"
-MANIFEST_FILE = "lpnet.json"
-
-
-@dataclass(frozen=True, slots=True)
-class LPNetManifest:
-    """What an LPNet is for, what it was made from and how good it is.
-
-    Attributes:
-        kind: class of the model, such as "LPNet".
-        structure_hash: the network it prices, see `latency.space.SearchSpace`.
-        group_names: channel groups in the order of the width vector.
-        grid: allowed widths per group, the full width last.
-        may_vanish: per group, whether width 0 is a network.
-        layer_names: layers of the network in the order of the encoding.
-        fingerprint: device that it was measured on.
-        reference_ms: latency of the unpruned network by the device's clock.
-        profile_digest: the profile it was fitted to.
-        n_train: networks it was fitted to.
-        seed: seed of the fit.
-        cv_rmse: cross-validated relative error, outliers weighted down, 0.01 is 1 %.
-        model_error: the part of it that the measurements' noise does not explain, relative.
-        largest_spread: largest relative standard error (`spread`) over the networks it was fitted to; None
-            for a kind of model that knows none.
-        metrics: agreement with the held-out networks by method, the model's own under `kind`; empty where
-            nothing was held out.
-        noise_floor_mape: error of one measurement of a held-out network against the mean of its repetitions,
-            0.01 is 1 %; None where nothing was measured twice.
-        versions: versions of the libraries that made it.
-    """
-
-    kind: str
-    structure_hash: str
-    group_names: tuple[str, ...]
-    grid: Grid
-    may_vanish: tuple[bool, ...]
-    layer_names: tuple[str, ...]
-    fingerprint: DeviceFingerprint
-    reference_ms: float
-    profile_digest: str
-    n_train: int
-    seed: int
-    cv_rmse: float
-    model_error: float
-    largest_spread: float | None
-    metrics: Mapping[str, PredictionMetrics]
-    noise_floor_mape: float | None
-    versions: Mapping[str, str]
-
-    def __post_init__(self) -> None:
-        sizes = {len(self.group_names), len(self.grid.allowed), len(self.may_vanish)}
-        if len(sizes) != 1:
-            raise ProfileError(f"names, grid and vanishing groups differ in length: {sorted(sizes)}")
-
-    @property
-    def full_widths(self) -> npt.NDArray[np.int64]:
-        """Widths of the unpruned network, [n_groups]."""
-        return np.array([allowed[-1] for allowed in self.grid.allowed], dtype=np.int64)
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as a JSON object."""
-        return {
-            "kind": self.kind,
-            "structure_hash": self.structure_hash,
-            "group_names": list(self.group_names),
-            "grid": self.grid.to_json(),
-            "may_vanish": list(self.may_vanish),
-            "layer_names": list(self.layer_names),
-            "fingerprint": self.fingerprint.to_json(),
-            "fingerprint_digest": self.fingerprint.digest,
-            "reference_ms": self.reference_ms,
-            "profile_digest": self.profile_digest,
-            "n_train": self.n_train,
-            "seed": self.seed,
-            "cv_rmse": self.cv_rmse,
-            "model_error": self.model_error,
-            "largest_spread": self.largest_spread,
-            "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
-            "noise_floor_mape": self.noise_floor_mape,
-            "versions": dict(self.versions),
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "LPNetManifest":
-        """The manifest that `to_json` gave."""
-        fields = {name: value for name, value in record.items() if name != "fingerprint_digest"}
-        for name in ("group_names", "may_vanish", "layer_names"):
-            fields[name] = tuple(record[name])
-        fields["grid"] = Grid.from_json(record["grid"])
-        fields["fingerprint"] = DeviceFingerprint.from_json(record["fingerprint"])
-        fields["metrics"] = {name: PredictionMetrics.from_json(m) for name, m in record["metrics"].items()}
-        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +55,21 @@ class Predictor:
         manifest: what it is for and how good it is.
     """
 
-    def __init__(self, session: ort.InferenceSession, manifest: LPNetManifest) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        manifest: LPNetManifest,
+        *,
+        on_grid: ort.InferenceSession | None = None,
+        gradient: ort.InferenceSession | None = None,
+    ) -> None:
+        """A predictor of an LPNet's files as sessions; the last two are None where the LPNet lacks them."""
         self.manifest = manifest
         self._session = session
+        self._on_grid = on_grid
+        self._gradient = gradient
+        self._full = manifest.full_widths.astype(np.float32)
+        self._offsets, self._allowed = _allowed_table(manifest)
 
     @classmethod
     def load(
@@ -189,13 +100,13 @@ class Predictor:
             )
         if device is not None and not allow_other_device:
             _require_device(manifest, device, directory)
-        try:
-            session = make_session((Path(directory) / ONNX_FILE).read_bytes())
-        except LatencyError as error:
-            raise ProfileError(
-                f"{Path(directory) / ONNX_FILE} does not load ({error}); fit again."
-            ) from error
-        return cls(session, manifest)
+        known = file_hashes(directory)
+        optional = {
+            name: _load_session(directory, read_file(directory, file), file)
+            for name, file in (("on_grid", GRID_FILE), ("gradient", GRADIENT_FILE))
+            if file in known
+        }
+        return cls(_load_session(directory, read_file(directory, ONNX_FILE), ONNX_FILE), manifest, **optional)
 
     def predict_ms(self, widths: npt.ArrayLike) -> FloatArray:
         """Predicted latencies in ms, [n].
@@ -207,10 +118,10 @@ class Predictor:
         Raises:
             WidthError: wrong shape, not finite, out of range, or 0 where a group cannot vanish.
         """
-        vectors = self._checked(widths)
+        session, vectors = self._session_for(widths)
         if len(vectors) == 0:
             return np.zeros(0)
-        (latency_ms,) = self._session.run(["latency_ms"], {"widths": vectors.astype(np.float32)})
+        (latency_ms,) = session.run(["latency_ms"], {"widths": vectors})
         return np.asarray(latency_ms, dtype=np.float64)
 
     def predict(self, widths: npt.ArrayLike) -> Prediction:
@@ -226,19 +137,60 @@ class Predictor:
         """
         if self.manifest.largest_spread is None:
             raise ProfileError(f"A {self.manifest.kind} predicts the latency alone; fit an LPNet.")
-        vectors = self._checked(widths).astype(np.float32)
+        session, vectors = self._session_for(widths)
         names = ["latency_ms", "spread", "layer_ms"]
         latency_ms, spread, layer_ms = (
-            np.asarray(value, dtype=np.float64) for value in self._session.run(names, {"widths": vectors})
+            np.asarray(value, dtype=np.float64) for value in session.run(names, {"widths": vectors})
         )
-        half = _Z95 * np.sqrt(self.manifest.model_error**2 + spread**2)
+        factor = np.exp(_Z95 * np.sqrt(self.manifest.model_error**2 + spread**2))
         return Prediction(
             latency_ms=latency_ms,
-            low_ms=latency_ms * np.exp(-half),
-            high_ms=latency_ms * np.exp(half),
+            low_ms=latency_ms / factor,
+            high_ms=latency_ms * factor,
             out_of_range=spread > _OUT_OF_RANGE * self.manifest.largest_spread,
             layer_ms=layer_ms,
         )
+
+    def gradient(self, widths: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Predicted latencies in ms, [n], and their gradient in ms per channel, [n, n_groups].
+
+        At a grid point the gradient is the slope downwards, what removing channels saves, as LPNet's own.
+
+        Args:
+            widths: width vectors, see `predict_ms`.
+
+        Raises:
+            WidthError: as `predict_ms`.
+            ProfileError: the LPNet was written before gradients were kept with it.
+        """
+        if self._gradient is None:
+            raise ProfileError(f"This LPNet has no {GRADIENT_FILE}; fit again to write it.")
+        vectors = self._checked(widths).astype(np.float32)
+        found = self._gradient.run(["latency_ms", "gradient"], {"widths": vectors})
+        latency_ms, gradient = (np.asarray(value, dtype=np.float64) for value in found)
+        return latency_ms, gradient
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether `gradient` can answer."""
+        return self._gradient is not None
+
+    def _session_for(self, widths: npt.ArrayLike) -> tuple[ort.InferenceSession, npt.NDArray[np.float32]]:
+        """The fastest session that can answer, and its input, [n, n_groups]."""
+        if self._on_grid is not None:
+            try:
+                with np.errstate(over="ignore"):  # what is no float32 is off the grid
+                    vectors = np.asarray(widths, dtype=np.float32)
+            except (TypeError, ValueError):
+                vectors = self._full[:0]
+            vectors = vectors[None] if vectors.ndim == 1 else vectors
+            if vectors.shape[1:] == self._full.shape and self._all_on_grid(vectors):
+                return self._on_grid, vectors
+        return self._session, self._checked(widths).astype(np.float32)
+
+    def _all_on_grid(self, vectors: npt.NDArray[np.float32]) -> bool:
+        within = np.fmin(np.fmax(vectors, 0), self._full).astype(np.int64)  # also what is not finite
+        return bool((within == vectors).all() and self._allowed.take(within + self._offsets).all())
 
     def _checked(self, widths: npt.ArrayLike) -> FloatArray:
         manifest = self.manifest
@@ -269,54 +221,22 @@ class Predictor:
         return vectors
 
 
-def read_manifest(directory: Path, *, needs: str) -> LPNetManifest:
-    """The manifest of the LPNet in a folder.
+def _allowed_table(manifest: LPNetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where each group's widths begin in a table, [n_groups], and whether each width is on the grid."""
+    sizes = manifest.full_widths + 1
+    offsets = np.cumsum(sizes) - sizes
+    table = np.zeros(int(sizes.sum()), dtype=np.bool_)
+    for offset, allowed, may_vanish in zip(offsets, manifest.grid.allowed, manifest.may_vanish, strict=True):
+        table[offset + np.array(allowed)] = True
+        table[offset] |= may_vanish
+    return offsets, table
 
-    Args:
-        directory: folder with `lpnet.json`.
-        needs: the other file that will be read, `ONNX_FILE` or `WEIGHTS_FILE`, checked against its hash.
 
-    Raises:
-        ProfileError: a file is missing, damaged or of a later version.
-    """
-    path = Path(directory) / MANIFEST_FILE
-    if not path.is_file():
-        raise ProfileError(
-            f"There is no LPNet in {directory} (no {MANIFEST_FILE}); make it with `trimms fit`."
-        )
+def _load_session(directory: Path, content: bytes, name: str) -> ort.InferenceSession:
     try:
-        record = json.loads(path.read_bytes())
-        _require_format(record, path)
-        manifest = LPNetManifest.from_json(record["manifest"])
-        expected_hash = record["sha256"][needs]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ProfileError(f"{path} is damaged ({type(error).__name__}: {error}); fit again.") from error
-    _require_hash(path.parent / needs, expected_hash)
-    return manifest
-
-
-def write_manifest(manifest: LPNetManifest, directory: Path) -> None:
-    """Write `lpnet.json` for the other files of the LPNet, which are there already."""
-    record = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "manifest": manifest.to_json(),
-        "sha256": {name: _sha256(directory / name) for name in (ONNX_FILE, WEIGHTS_FILE)},
-    }
-    text = json.dumps(record, indent=1, allow_nan=False)
-    temporary = directory / f"{MANIFEST_FILE}.tmp"
-    temporary.write_text(text + "\n")
-    temporary.replace(directory / MANIFEST_FILE)
-
-
-def _require_format(record: Mapping[str, Any], path: Path) -> None:
-    if record["format"] != FORMAT_NAME:
-        raise ProfileError(f"{path} is no LPNet: its format is {record['format']!r}, not {FORMAT_NAME!r}.")
-    if record["version"] != FORMAT_VERSION:
-        raise ProfileError(
-            f"{path} has format version {record['version']}, known here is {FORMAT_VERSION}; fit again, or update "
-            "trimms if it is a later one."
-        )
+        return make_session(content)
+    except LatencyError as error:
+        raise ProfileError(f"{Path(directory) / name} does not load ({error}); fit again.") from error
 
 
 def _require_device(manifest: LPNetManifest, device: DeviceFingerprint, directory: Path) -> None:
@@ -326,14 +246,3 @@ def _require_device(manifest: LPNetManifest, device: DeviceFingerprint, director
             f"The LPNet in {directory} was measured on another device ({differences}, here); profile and fit "
             "on this device, or allow another device's figures."
         )
-
-
-def _require_hash(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise ProfileError(f"The LPNet's file {path} is missing; fit again.")
-    if _sha256(path) != expected:
-        raise ProfileError(f"{path} is damaged: it is not the file that {MANIFEST_FILE} names; fit again.")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

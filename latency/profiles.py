@@ -302,7 +302,7 @@ def _records(content: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any
     for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-        except ValueError as error:  # also what is no UTF-8
+        except (ValueError, RecursionError) as error:  # also what is no UTF-8
             raise _damaged(path, number, error) from error
         if not isinstance(record, dict):
             raise _damaged(path, number, ProfileError(f"{record!r} is no JSON object"))

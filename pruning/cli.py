@@ -35,6 +35,7 @@ from pruning.cli_options import (
     show,
     tls_options,
 )
+from pruning.cli_service import serve, token
 from pruning.run import RunDirectory
 
 
@@ -49,6 +50,10 @@ def cli() -> None:
                  --train-epochs 12 --speedup 2 --out runs/demo
     One at a time, each repeatable: trace, profile, fit, prune, finetune, verify.
     """
+
+
+cli.add_command(serve)
+cli.add_command(token)
 
 
 def main() -> None:
@@ -214,12 +219,16 @@ def predict(out: Path, as_json: bool, widths: str | None, scale: float | None) -
 @budget_options
 @method_options
 @finetune_options
+@click.option(
+    "--lpnet", help="Folder of the LPNet, or URL of a service that holds it; the run's own if left out."
+)
 @out_option
 @json_option
 @guarded
 def prune(
     out: Path,
     as_json: bool,
+    lpnet: str | None,
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
@@ -235,12 +244,13 @@ def prune(
       trimms prune --out runs/mobilenet --budget-ms 1.5
       trimms prune --out runs/mobilenet --budget-ms 1.5 --method taylor-knapsack
       trimms prune --out runs/mobilenet --budget-ms 1.5 --also runs/mobilenet-2-threads:0.9
+      trimms prune --out runs/mobilenet --speedup 2 --lpnet http://127.0.0.1:8080
     """
     from pruning.criteria.base import SearchOptions
     from pruning.prune_stage import Budget, prune_stage
     from pruning.stages import Workbench
 
-    bench = Workbench(RunDirectory(out))
+    bench = Workbench(RunDirectory(out), lpnet_at=lpnet)
     options = SearchOptions(search_epochs, train_batch_size, latency_term=latency_term)
     show(prune_stage(bench, Budget(budget_ms, speedup), options, prune_options(**how)), as_json)
 

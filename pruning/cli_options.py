@@ -26,6 +26,15 @@ MISSED_BUDGET, USER_ERROR, ENVIRONMENT_FAILURE, INTERRUPTED = 1, 2, 3, 130
 MOST_CANDIDATES = 2000
 """Networks to measure at most where a time or an error is to end it."""
 
+EXTRAS = {
+    "fleet": ("dask", "distributed"),
+    "serve": (
+        *("alembic", "fastapi", "fsspec", "httpx", "msgspec", "prometheus_client", "psycopg", "pyarrow"),
+        *("sqlalchemy", "uvicorn"),
+    ),
+}
+"""Modules by the extra that brings them; others come with "prune"."""
+
 Command = Callable[..., Any]
 
 
@@ -59,7 +68,7 @@ def guarded(command: Command) -> Command:
             click.echo("\ntrimms: stopped; give the same command again to go on.", err=True)
             code = INTERRUPTED
         except ModuleNotFoundError as error:
-            extra = "fleet" if error.name in ("dask", "distributed") else "prune"
+            extra = next((name for name, brings in EXTRAS.items() if error.name in brings), "prune")
             click.echo(
                 f"trimms: this command needs '{error.name}'; install it with: pip install 'trimms[{extra}]'",
                 err=True,

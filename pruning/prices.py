@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from latency.encoding import Encoding
 from latency.fitting import training_split
 from latency.grid import Grid
-from latency.lpnet import LatencyModel
-from latency.predictor import Predictor
 from latency.profiles import ProfileSet
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.budget import FloatArray, Predict
 from pruning.correction import aim_below_ms
 from pruning.errors import SettingError
+from pruning.remote_lpnet import LatencyPredictor
 
 OBJECTIVES = ("latency", "macs", "channels")
 """What a search may be charged for."""
@@ -49,8 +48,8 @@ class DeviceBudget:
 
     name: str
     profile: ProfileSet
-    lpnet: LatencyModel
-    predictor: Predictor
+    lpnet: nn.Module
+    predictor: LatencyPredictor
     budget_ms: float
 
 
@@ -61,7 +60,7 @@ class PricedSpace:
     Attributes:
         space: the search space.
         profile: what was measured on the first device.
-        lpnet: the predictor fitted to it, for gradients.
+        lpnet: the predictor fitted to it, for gradients: `LatencyModel` or `RemoteLPNet`.
         predictor: the same, for numbers.
         others: further devices with their budgets.
         objective: "latency" as LPNet predicts it; or "macs" or "channels": latency as a straight line in those
@@ -71,8 +70,8 @@ class PricedSpace:
 
     space: SearchSpace
     profile: ProfileSet
-    lpnet: LatencyModel
-    predictor: Predictor
+    lpnet: nn.Module
+    predictor: LatencyPredictor
     others: tuple[DeviceBudget, ...] = ()
     objective: str = "latency"
     depth: bool = True

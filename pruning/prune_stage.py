@@ -166,6 +166,7 @@ def prune_stage(
         "how": asdict(how),
         "profiles": [bench.profile.digest, *(other.profile.digest for other in device.others)],
         "base": file_sha256(run.file("base.onnx")),
+        **({} if bench.lpnet_at is None else {"lpnet": bench.predictor.manifest.identity}),
     }
     known = run.finished("prune", inputs)
     if known is not None and run.file("plan.json").is_file():

@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from latency.fitting import fit
-from latency.lpnet import LatencyModel
-from latency.lpnet import load_model as load_latency_model
-from latency.predictor import FORMAT_VERSION, Predictor
+from latency.lpnet_files import FORMAT_VERSION
 from latency.profiles import ProfileSet, read_profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
@@ -28,6 +26,7 @@ from pruning.files import file_sha256
 from pruning.finetune import finetune
 from pruning.models import load_model, require_fit
 from pruning.plan import Plan
+from pruning.remote_lpnet import LatencyPredictor, differentiable, find_lpnet
 from pruning.run import RunDirectory, RunSettings
 from pruning.surgery import slim
 from pruning.trace import trace
@@ -58,10 +57,14 @@ class Workbench:
     Args:
         run: the directory.
         settings: the run's settings; None reads them from the directory.
+        lpnet_at: folder of another LPNet than the run's, or URL of a service that holds one.
     """
 
-    def __init__(self, run: RunDirectory, settings: RunSettings | None = None) -> None:
+    def __init__(
+        self, run: RunDirectory, settings: RunSettings | None = None, *, lpnet_at: str | None = None
+    ) -> None:
         self.run = run
+        self.lpnet_at = lpnet_at
         if settings is not None:
             run.begin(settings)
         self.settings = run.settings()
@@ -98,14 +101,16 @@ class Workbench:
         return read_profile(self.run.require("profile.jsonl", "run `trimms profile` first"))
 
     @cached_property
-    def predictor(self) -> Predictor:
+    def predictor(self) -> LatencyPredictor:
         """LPNet, for prediction."""
-        return Predictor.load(self.run.require("lpnet", "run `trimms fit` first"))
+        where = self.lpnet_at or str(self.run.require("lpnet", "run `trimms fit` first"))
+        return find_lpnet(where, self.space, self.profile)
 
     @cached_property
-    def lpnet(self) -> LatencyModel:
+    def lpnet(self) -> nn.Module:
         """LPNet, for gradients."""
-        return load_latency_model(self.run.require("lpnet", "run `trimms fit` first"))
+        where = self.lpnet_at or str(self.run.file("lpnet"))
+        return differentiable(where, self.predictor)
 
 
 def trace_stage(bench: Workbench) -> dict[str, Any]:

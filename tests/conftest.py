@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from latency.space import SearchSpace
 from pruning.trace import trace
+from tests.known_network import KnownNetwork, make_known_network
+from tests.postgresql import postgresql_server
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +85,16 @@ def residual_space() -> SearchSpace:
     network = SmallResidualNet().eval()
     randomise_norms_(network)
     return trace(network, (1, 3, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def known_network(residual_space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> KnownNetwork:
+    """`residual_net` with a profile and an LPNet."""
+    return make_known_network(residual_space, tmp_path_factory.mktemp("lpnet"))
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """URL of a PostgreSQL database; see `empty_database`."""
+    with postgresql_server() as url:
+        yield url

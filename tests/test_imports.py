@@ -23,8 +23,15 @@ LAYERS = {
         ("candidate", "grid", "in_memory", "space"),
         ("device", "measure", "probe", "probing", "processes", "session", "sessions", "timing"),
         ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
-        ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "predictor"),
+        (
+            *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
+            *("lpnet_files", "predictor", "tabulated"),
+        ),
         ("fleet",),
+        ("lpnet_archive", "npy", "recovery"),
+        ("registry",),
+        ("client",),
+        ("service",),
     ),
     "pruning": (
         ("errors", "files", "records"),
@@ -36,7 +43,7 @@ LAYERS = {
         ("finetune", "gates"),
         ("sensitivity",),
         ("budget", "correction", "knapsack", "module_changes", "objective", "plan", "splits", "surgery"),
-        ("prices",),
+        ("prices", "remote_lpnet"),
         ("criteria",),
         ("export", "verify"),
         ("search",),
@@ -44,7 +51,7 @@ LAYERS = {
         ("device_stages", "prune_stage", "stages"),
         ("report", "report_inputs"),
         ("pipeline",),
-        ("cli", "cli_options"),
+        ("cli", "cli_options", "cli_service"),
     ),
 }
 
@@ -54,7 +61,12 @@ NOT_ON_A_DEVICE = (
     *("sklearn", "timm", "torch", "torchvision"),
 )
 FITTING = tuple(
-    f"latency.{name}" for name in ("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet")
+    f"latency.{name}"
+    for name in (
+        *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
+        "tabulated",
+        "service.training",
+    )
 )
 # What the extra "fleet" brings to the devices of a fleet.
 WITH_DASK = ("latency.fleet.device_worker", "latency.fleet.fleet_bench", "latency.fleet.remote")
@@ -63,6 +75,7 @@ ON_A_DEVICE = (
     "certificate",
     "cli",
     "cli_options",
+    "cli_service",
     "device_stages",
     "errors",
     "files",
@@ -73,9 +86,11 @@ ON_A_DEVICE = (
 
 
 def sources(package):
-    """Path by dotted name of every module, packages by their own name."""
+    """Path by dotted name of every module, packages by their own name; Alembic's scripts are none."""
     modules = {}
     for path in sorted((ROOT / package).rglob("*.py")):
+        if "migrations" in path.parts:
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return modules

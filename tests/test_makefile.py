@@ -138,7 +138,7 @@ def test_the_first_run_makes_the_environment_and_installs(installable):
     made, installed = calls(installable)
     assert made == "-m venv --clear .venv"
     assert installed.startswith("-m pip install")
-    assert installed.endswith("--editable .[prune,dev]")
+    assert installed.endswith("--editable .[prune,serve,dev]")
 
 
 def test_the_second_run_installs_nothing(installable):

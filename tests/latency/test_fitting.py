@@ -203,11 +203,16 @@ def test_weights_are_those_of_a_physical_device(on_staircase: FitResult) -> None
     assert removed[1:3].tolist() == [0.0, 0.0]
 
 
-def test_intervals_cover_the_held_out_networks_and_grow_away_from_the_profile(
-    tmp_path: Path, on_congested: FitResult
-) -> None:
-    on_congested.save(tmp_path)
-    predictor = Predictor.load(tmp_path)
+@pytest.fixture(scope="module")
+def saved(on_congested: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a fitted LPNet; exporting takes seconds."""
+    folder = tmp_path_factory.mktemp("saved") / "lpnet"
+    on_congested.save(folder)
+    return folder
+
+
+def test_intervals_cover_the_held_out_networks_and_grow_away_from_the_profile(saved: Path) -> None:
+    predictor = Predictor.load(saved)
     held_out = make_profile(congested_ms, n_train=200).arrays("held_out")
     found = predictor.predict(held_out.widths)
     inside = (found.low_ms <= held_out.latency_ms) & (held_out.latency_ms <= found.high_ms)
@@ -229,9 +234,8 @@ def test_the_manifest_says_what_the_model_is_for(on_staircase: FitResult) -> Non
     assert manifest.metrics["LPNet"].n == 60
 
 
-def test_a_saved_fit_predicts_the_held_out_networks(tmp_path: Path, on_congested: FitResult) -> None:
-    on_congested.save(tmp_path / "lpnet")
-    predictor = Predictor.load(tmp_path / "lpnet", structure_hash=SPACE.structure_hash)
+def test_a_saved_fit_predicts_the_held_out_networks(saved: Path) -> None:
+    predictor = Predictor.load(saved, structure_hash=SPACE.structure_hash)
     held_out = make_profile(congested_ms, n_train=200).arrays("held_out")
     error = predictor.predict_ms(held_out.widths) / held_out.latency_ms - 1.0
     assert np.abs(error).mean() == pytest.approx(predictor.manifest.metrics["LPNet"].mape, rel=1e-3)

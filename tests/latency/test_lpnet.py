@@ -9,8 +9,10 @@ from latency.device import DeviceSettings, fingerprint
 from latency.encoding import Encoding
 from latency.errors import ProfileError
 from latency.grid import Grid
-from latency.lpnet import LatencyModel, LPNet, MlpOnWidths, load_model, onnx_bytes
-from latency.predictor import MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE, LPNetManifest, Predictor
+from latency.lpnet import LatencyModel, LPNet, MlpOnWidths, load_model
+from latency.lpnet_export import save_lpnet
+from latency.lpnet_files import MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE, LPNetManifest
+from latency.predictor import Predictor
 from latency.structure import ChannelGroup, LayerView, LinearWidth
 
 FULL = torch.tensor([40.0, 96.0])
@@ -166,10 +168,6 @@ def test_a_removed_layer_contributes_nothing(lpnet: LPNet) -> None:
     assert shares[0] > 0
 
 
-def test_the_onnx_file_holds_no_path_of_this_machine(lpnet: LPNet) -> None:
-    assert str(Path(__file__).parents[2]).encode() not in onnx_bytes(lpnet)
-
-
 def test_saved_models_come_back_in_torch_and_in_onnx(
     tmp_path: Path, lpnet: LPNet, plain_mlp: MlpOnWidths
 ) -> None:
@@ -177,23 +175,30 @@ def test_saved_models_come_back_in_torch_and_in_onnx(
     for model in (lpnet, plain_mlp):
         expected = model(widths)
         directory = tmp_path / type(model).__name__
-        model.save(directory, manifest_of(model))
+        save_lpnet(model, directory, manifest_of(model))
         loaded = load_model(directory)
         assert type(loaded) is type(model)
         assert loaded.n_groups == 2
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
         torch.testing.assert_close(loaded(widths), expected, rtol=0, atol=0)
+        files = [path for path in directory.iterdir() if path.suffix == ".onnx"]
+        assert len(files) == (3 if model is lpnet else 2)
+        assert not any(str(Path(__file__).parents[2]).encode() in path.read_bytes() for path in files)
         predictor = Predictor.load(directory)
         # Widths off the grid as well, and a batch that the exporter has not seen.
         np.testing.assert_allclose(predictor.predict_ms(widths.numpy()), expected.numpy(), rtol=1e-5)
         np.testing.assert_allclose(predictor.predict_ms(widths[0].numpy()), expected[:1].numpy(), rtol=1e-5)
+        slopes = torch.func.grad(lambda w, model=model: model(w).sum())(widths)
+        latency_ms, gradient = predictor.gradient(widths.numpy())
+        np.testing.assert_allclose(latency_ms, expected.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(gradient, slopes.numpy(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.fixture
 def saved(tmp_path: Path, lpnet: LPNet, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A saved LPNet whose ONNX file is a stand-in, since exporting takes seconds."""
-    monkeypatch.setattr("latency.lpnet.onnx_bytes", lambda _: b"onnx")
-    lpnet.save(tmp_path / "lpnet", manifest_of(lpnet))
+    monkeypatch.setattr("latency.lpnet_export.onnx_files", lambda _: {ONNX_FILE: b"onnx"})
+    save_lpnet(lpnet, tmp_path / "lpnet", manifest_of(lpnet))
     return tmp_path / "lpnet"
 
 
@@ -224,4 +229,4 @@ def test_an_unknown_kind_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, lpnet: LPNet, plain_mlp: MlpOnWidths) -> None:
     with pytest.raises(ProfileError, match="manifest is of a MlpOnWidths, the model is a LPNet"):
-        lpnet.save(tmp_path, manifest_of(plain_mlp))
+        save_lpnet(lpnet, tmp_path, manifest_of(plain_mlp))

@@ -11,16 +11,16 @@ from onnx import TensorProto, helper, numpy_helper
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
 from latency.errors import DeviceMismatchError, ProfileError, WidthError
 from latency.grid import Grid
-from latency.metrics import prediction_metrics
-from latency.predictor import (
+from latency.lpnet_files import (
     MANIFEST_FILE,
     ONNX_FILE,
     WEIGHTS_FILE,
     LPNetManifest,
-    Predictor,
     read_manifest,
     write_manifest,
 )
+from latency.metrics import prediction_metrics
+from latency.predictor import Predictor
 
 
 def sum_model() -> bytes:
