@@ -17,7 +17,7 @@ from pruning.stages import (
     trace_stage,
     train_stage,
 )
-from pruning.verify import certify, verify_others
+from pruning.verify import Verification, certify
 
 MAX_CORRECTIONS = 2
 """Times that a network whose certificate misses the budget is cut again, narrower, and fine-tuned."""
@@ -80,22 +80,36 @@ def run_all(
     announce(f"6/7 fine-tune: recover accuracy in {finetune.epochs} epochs, export")
     finetune_stage(bench, finetune)
     announce("7/7 verify: measure dense and pruned network side by side")
-    verification, others = certify(run), verify_others(run)
-    for _ in range(MAX_CORRECTIONS):
-        missed = [f"{other.measured_ms:.4g} ms ({other.name})" for other in others if other.missed]
-        if not verification.within_budget:
-            missed.insert(0, f"{verification.measured_ms:.4g} ms")
-        if not missed:
-            break
-        announce(f"{', '.join(missed)} are above the budget: cut narrower, fine-tune, measure")
-        recut_stage(bench, verification.measured_ms, others)
-        finetune_stage(bench, finetune)
-        verification, others = certify(run), verify_others(run)
+    verification = certified_within_budget(bench, finetune, announce)
     write_run_report(bench, verification, options.command)
-    return verification_summary(verification, others) | {
+    return verification_summary(verification) | {
         "certificate": str(run.file("certificate.json")),
         "report": str(run.file("report.html")),
     }
+
+
+def certified_within_budget(
+    bench: Workbench, finetuning: FinetuneOptions, announce: Callable[[str], None] = lambda line: None
+) -> Verification:
+    """Certify the run's fine-tuned network; where it misses the budget, cut narrower and fine-tune again first.
+
+    Args:
+        bench: a run whose stages up to fine-tuning are finished.
+        finetuning: how to fine-tune again.
+        announce: called with one line before each correction.
+
+    Raises:
+        BudgetError: no narrower cut is measured within the budget.
+    """
+    verification = certify(bench.run)
+    for _ in range(MAX_CORRECTIONS):
+        if verification.within_budget:
+            break
+        announce(f"{verification.measured_ms:.4g} ms are above the budget: cut narrower, fine-tune, measure")
+        recut_stage(bench, verification.measured_ms)
+        finetune_stage(bench, finetuning)
+        verification = certify(bench.run)
+    return verification
 
 
 def _with_epochs_left(options: RunOptions, search_epochs: int) -> FinetuneOptions:
