@@ -6,13 +6,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from torch import nn
+import torch
+from table_prices import TablePredictor, TablePrices, table_prices
+from torch import Tensor, nn
 
 from latency.grid import Grid
+from latency.lpnet import LatencyModel
 from latency.predictor import Predictor
 from latency.space import SearchSpace
 from latency.structure import IntArray
-from pruning.search import SearchOptions
+from pruning.criteria import METHODS
+from pruning.criteria.base import SearchJob, SearchOptions, SearchResult
+from pruning.criteria.gate_search import SearchedGates, search_with_gates
+from pruning.criteria.wgates import INITIAL_BIAS, WGatesMethod, binary_gates
+from pruning.prune_stage import PruneOptions
 from pruning.stages import FinetuneOptions, Workbench
 
 ChooseFilters = Callable[[SearchSpace, nn.Module, IntArray, int], tuple[IntArray, ...]]
@@ -26,6 +33,7 @@ class Ablation:
     Attributes:
         says: what the part is replaced by.
         bench: workbench whose prices or widths differ.
+        prune: changes what the search may do and is charged for.
         search: changes how is searched.
         finetune: changes how is fine-tuned.
         choose: takes the widths that the method found, other filters, and all epochs for the fine-tuning.
@@ -33,6 +41,7 @@ class Ablation:
 
     says: str
     bench: type[Workbench] = Workbench
+    prune: Callable[[PruneOptions], PruneOptions] = lambda how: how
     search: Callable[[SearchOptions], SearchOptions] = lambda options: options
     finetune: Callable[[FinetuneOptions], FinetuneOptions] = lambda options: options
     choose: ChooseFilters | None = None
@@ -56,15 +65,77 @@ class AnyWidthBench(Workbench):
         return regridded(known, Grid(tuple(map(tuple, groups))))
 
 
-class NoDepthBench(Workbench):
-    """No branch may vanish."""
+class TablePricedBench(Workbench):
+    """Priced by the usual table for each layer, measured alone, instead of LPNet."""
+
+    @cached_property
+    def tables(self) -> TablePrices:
+        """The tables, measured once."""
+        return table_prices(self.space, self.run.file("tables.json"), self.profile)
+
+    @cached_property
+    def lpnet(self) -> LatencyModel:
+        """The tables' sum, for gradients."""
+        return self.tables
 
     @cached_property
     def predictor(self) -> Predictor:
-        """LPNet without width 0."""
-        known = super().predictor
-        kept = [tuple(width for width in widths if width) for widths in known.manifest.grid.allowed]
-        return regridded(known, Grid(tuple(kept)))
+        """The tables' sum, for numbers."""
+        return TablePredictor(super().predictor, self.tables)
+
+
+class FreeGates(SearchedGates):
+    """Gates with one free parameter each, not a function of the weights.
+
+    Args:
+        space: the search space.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self._sizes = [group.n_channels for group in space.groups]
+        self.own = nn.Parameter(torch.zeros(sum(self._sizes)))
+        self.bias = nn.Parameter(torch.full((len(self._sizes),), INITIAL_BIAS))
+
+    @torch.no_grad()
+    def start_from(self, worth: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Set the gates to the worth of their slots, standardised over all of them, as W-Gates start."""
+        del parameters
+        level = (worth - worth.mean()) / worth.std().clamp(min=1e-8) + INITIAL_BIAS
+        means = torch.stack([part.mean() for part in torch.split(level, self._sizes)]).to(self.bias)
+        self.bias.copy_(means)
+        self.own.copy_(level.to(self.own) - self._spread(means))
+
+    def levelled(self) -> tuple[nn.Parameter, ...]:
+        """The groups' biases."""
+        return (self.bias,)
+
+    def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Scores of all slots, [n_slots]."""
+        del parameters
+        return self.own + self._spread(self.bias)
+
+    def open(self, scores: Tensor) -> Tensor:
+        """Binary gates, [n_slots]."""
+        return binary_gates(scores)
+
+    def _spread(self, per_group: Tensor) -> Tensor:
+        sizes = torch.tensor(self._sizes, device=per_group.device)
+        return per_group.repeat_interleave(sizes)
+
+
+class FreeGatesMethod(WGatesMethod):
+    """W-Gates' search with free gates."""
+
+    name = "free-gates"
+    summary = "gates with a free parameter each"
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """The scores of all slots."""
+        return search_with_gates(job, FreeGates(job.space))
+
+
+METHODS[FreeGatesMethod.name] = FreeGatesMethod()
 
 
 def random_filters(
@@ -99,13 +170,21 @@ def largest_filters(
 
 
 ABLATIONS: Mapping[str, Ablation] = {
-    "no-depth": Ablation("no branch may vanish", bench=NoDepthBench),
+    "macs-objective": Ablation(
+        "charged for multiply-accumulates, cut to the same measured latency",
+        prune=lambda how: replace(how, objective="macs"),
+    ),
+    "free-gates": Ablation(
+        "a free parameter for each gate", prune=lambda how: replace(how, method=FreeGatesMethod.name)
+    ),
+    "random-filters": Ablation("random filters at the method's widths", choose=random_filters),
+    "l1-filters": Ablation("the largest filters at the method's widths", choose=largest_filters),
     "any-width": Ablation("widths beside the device's grid", bench=AnyWidthBench),
+    "no-depth": Ablation("no branch may vanish", prune=lambda how: replace(how, depth=False)),
     "no-distillation": Ablation(
         "labels alone, in the search and in the fine-tuning",
         search=lambda options: replace(options, distillation=0.0),
         finetune=lambda options: replace(options, distillation=0.0),
     ),
-    "random-filters": Ablation("random filters at the method's widths", choose=random_filters),
-    "l1-filters": Ablation("the largest filters at the method's widths", choose=largest_filters),
+    "layer-table": Ablation("a table for each layer instead of LPNet", bench=TablePricedBench),
 }

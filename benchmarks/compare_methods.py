@@ -28,7 +28,13 @@ from environment import RESULTS, ROOT, write_results
 from torch_pruning_baseline import VARIANTS
 from workloads import WORKLOADS, Places
 
-METHODS = ("wgates", *VARIANTS)
+from latency.errors import LatencyError
+from pruning.criteria import METHODS
+from pruning.errors import PruningError
+
+CONTENDERS = tuple(name for name in (*METHODS, *VARIANTS) if name not in ABLATIONS)
+"""Every method of trimms, and Torch-Pruning by importance; methods of a single ablation left out."""
+
 RESULT_NAME = "compare_methods"
 
 
@@ -61,6 +67,17 @@ def state_of(ground: Ground, configuration: Configuration) -> str:
     return f"{outcome.certified_ms:.3f} of {outcome.budget_ms:.3f} ms, accuracy {outcome.accuracy:.2%}"
 
 
+def failure(ground: Ground, configuration: Configuration) -> list[str]:
+    """Run a configuration; what went wrong, if anything did: the others are to run all the same."""
+    try:
+        run_configuration(ground, configuration)
+    except (PruningError, LatencyError) as error:
+        message = f"{ground.workload.name} {configuration.name} failed: {error}"
+        click.echo(message, err=True)
+        return [message]
+    return []
+
+
 def write_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write the results with their plot; rows of other workloads stay if they are of the same device."""
     path = RESULTS / f"{RESULT_NAME}.json"
@@ -76,7 +93,7 @@ def write_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @click.command(help=__doc__)
 @click.option("--workload", "workloads", multiple=True, type=click.Choice(list(WORKLOADS)), required=True)
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS))
+@click.option("--method", "methods", multiple=True, type=click.Choice(CONTENDERS))
 @click.option("--budget", "budgets", multiple=True, type=float, default=(0.5,), help="Share of dense; 0.5.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--ablation", "ablations", multiple=True, type=click.Choice([*ABLATIONS, "all"]))
@@ -112,18 +129,21 @@ def main(
         raise click.UsageError(f"--epochs is 2 or more, search and fine-tuning; got {epochs}.")
     data = {name: path for name, path in (("cifar10", cifar10), ("imagenette", imagenette)) if path}
     rows: list[dict[str, Any]] = []
+    failures: list[str] = []
     for workload in workloads:
         ground = Ground(WORKLOADS[workload], Places(data, weights), runs)
         if not only_table:
             for configuration in selected(workload, methods, budgets, seeds, ablations, epochs):
                 if not only_list:
-                    run_configuration(ground, configuration)
+                    failures += failure(ground, configuration)
                 click.echo(f"{workload} {configuration.name}: {state_of(ground, configuration)}")
         if not only_list:
             rows += [row_of(measured, ground.device) for measured in measure_all(ground, runs)]
     if only_list:
         return
     click.echo(table(rows if no_results else write_rows(rows)))
+    if failures:
+        raise click.ClickException("; ".join(failures))
 
 
 if __name__ == "__main__":

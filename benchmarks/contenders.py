@@ -17,26 +17,18 @@ from workloads import Places, Workload, dense_weights, settings_of
 
 from latency.device import DeviceSettings, fingerprint
 from pruning.budget import smallest_widths
+from pruning.certificate import Certificate
+from pruning.criteria import METHODS
+from pruning.criteria.base import SearchOptions
 from pruning.device_stages import ProfileOptions, profile_stage
 from pruning.errors import BudgetError
 from pruning.pipeline import certified_within_budget
 from pruning.plan import Plan, make_plan
+from pruning.prune_stage import Budget, PruneOptions, priced_space, prune_stage
 from pruning.run import RunDirectory
-from pruning.search import SearchOptions
-from pruning.stages import (
-    Budget,
-    FinetuneOptions,
-    Workbench,
-    finetune_stage,
-    fit_stage,
-    prune_stage,
-    trace_stage,
-)
+from pruning.stages import FinetuneOptions, Workbench, finetune_stage, fit_stage, trace_stage
 from pruning.verify import certify, measure_candidate
 from pruning.weights import save_weights
-
-SEARCHING = ("wgates",)
-"""Methods that train while they search; the others give all epochs to the fine-tuning."""
 
 SHARED = ("base.onnx", "profile.jsonl", "lpnet")
 """Files of the device's run that every configuration starts from."""
@@ -142,11 +134,17 @@ def ablation_of(configuration: Configuration) -> Ablation:
 def schedule_of(configuration: Configuration) -> tuple[SearchOptions, FinetuneOptions]:
     """How is searched and fine-tuned: together as many epochs for every method of a workload."""
     workload, ablation = configuration.workload, ablation_of(configuration)
-    searches = configuration.method in SEARCHING and ablation.choose is None
-    n_search = workload.search_epochs if searches else 0
-    search = SearchOptions(epochs=n_search, batch_size=workload.batch_size)
+    method = METHODS.get(configuration.method)  # None for those of other packages, which only fine-tune
+    searches = method is not None and ablation.choose is None
+    n_search = method.search_epochs(workload.search_epochs) if method is not None and searches else 0
+    search = SearchOptions(epochs=workload.search_epochs, batch_size=workload.batch_size)
     tuning = FinetuneOptions(epochs=workload.epochs - n_search, batch_size=workload.batch_size)
     return ablation.search(search), ablation.finetune(tuning)
+
+
+def prune_options(configuration: Configuration) -> PruneOptions:
+    """By what channels are judged."""
+    return ablation_of(configuration).prune(PruneOptions(method=configuration.method))
 
 
 def run_configuration(ground: Ground, configuration: Configuration) -> Outcome:
@@ -170,11 +168,17 @@ def run_configuration(ground: Ground, configuration: Configuration) -> Outcome:
 def _run_method(ground: Ground, configuration: Configuration) -> Outcome:
     bench = ground.workbench(configuration)
     search, tuning = schedule_of(configuration)
+    how = prune_options(configuration)
     try:
-        prune_stage(bench, Budget(budget_ms=ground.budget_ms(configuration)), search)
+        pruned = prune_stage(bench, Budget(budget_ms=ground.budget_ms(configuration)), search, how)
+        if pruned["search_epochs"] + tuning.epochs != configuration.workload.epochs:
+            raise RuntimeError(
+                f"{configuration.name} searched for {pruned['search_epochs']} epochs, which leaves other than the "
+                f"{tuning.epochs} of its fine-tuning: its total would not be the others'."
+            )
+        return _finished(ground, configuration, bench, tuning)
     except BudgetError as error:
         return _out_of_reach(ground, configuration, bench, str(error))
-    return _finished(ground, configuration, bench, tuning)
 
 
 def _run_other_filters(ground: Ground, configuration: Configuration) -> Outcome:
@@ -210,8 +214,11 @@ def _finished(
 ) -> Outcome:
     run = bench.run
     finetune_stage(bench, tuning)
-    certified = certified_within_budget(bench, tuning) if may_recut else certify(run)
-    certificate = certified.certificate
+    if may_recut:
+        certified_within_budget(bench, tuning)
+    else:
+        certify(run)
+    certificate = Certificate.read(run.file("certificate.json"))
     histories = [run.result(stage, "it is finished")["history"] for stage in ("prune", "finetune")]
     return ground.outcome(
         configuration,
@@ -226,6 +233,7 @@ def _finished(
 
 
 def _out_of_reach(ground: Ground, configuration: Configuration, bench: Workbench, reason: str) -> Outcome:
-    smallest = smallest_widths(bench.space, bench.predictor.manifest.grid)
+    device = priced_space(bench, prune_options(configuration))
+    smallest = smallest_widths(bench.space, device.grid)
     smallest_ms, _ = measure_candidate(bench.space, smallest, bench.profile)
     return ground.outcome(configuration, smallest_ms=smallest_ms, note=reason)

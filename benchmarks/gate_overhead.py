@@ -21,13 +21,13 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.measure import median_interval, neighbour_ratios
+from pruning.criteria.gate_search import BudgetObjective
 from pruning.criteria.wgates import WGates
 from pruning.data import Batch
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
 from pruning.precision import choose_precision
 from pruning.run import RunDirectory
-from pruning.search import BudgetObjective
 from pruning.stages import Workbench
 from pruning.training import TrainingConfig, TrainingLoop, make_optimiser
 
@@ -36,10 +36,12 @@ N_WARM = 2
 
 def search_objective(bench: Workbench, network: nn.Module) -> BudgetObjective:
     """A gated network at half its latency's budget, with its latency term."""
-    gated = GatedNetwork(network, bench.space, WGates(network, bench.space), bench.predictor.manifest.grid)
+    gates = WGates(network, bench.space)
+    gated = GatedNetwork(network, bench.space, gates, bench.predictor.manifest.grid)
     dense_ms = bench.predictor.manifest.reference_ms
     lpnet = bench.lpnet.eval().requires_grad_(False)
-    return BudgetObjective(gated, LatencyHinge(lpnet, BudgetSchedule(dense_ms, dense_ms / 2)), gate_lr=0.0)
+    term = LatencyHinge(lpnet, BudgetSchedule(dense_ms, dense_ms / 2))
+    return BudgetObjective(gated, gates, term, gate_lr=0.0)
 
 
 def loops(bench: Workbench, config: TrainingConfig) -> tuple[TrainingLoop, TrainingLoop]:

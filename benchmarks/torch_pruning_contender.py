@@ -13,11 +13,12 @@ from latency.measure import PairedMeasurement
 from latency.sessions import SessionPlan, measure_sessions
 from latency.space import SearchSpace
 from pruning.accuracy import onnx_accuracy
+from pruning.distributed import training_device
 from pruning.export import dense_model, require_same_outputs, write_onnx
 from pruning.files import write_atomically
 from pruning.finetune import finetune
 from pruning.pipeline import MAX_CORRECTIONS
-from pruning.search import PricedSpace
+from pruning.prices import PricedSpace
 from pruning.stages import Workbench, n_parameters
 from pruning.trace import trace
 from pruning.training import TrainingConfig, TrainingHistory
@@ -101,8 +102,9 @@ def _made(bench: Workbench, configuration: Configuration, network: nn.Module, ch
     _, options = schedule_of(configuration)
     config = TrainingConfig(**asdict(options), seed=configuration.seed)
     state: Path = run.file(f"finetune/state-{chosen.ratio:.4f}.safetensors")
-    history = finetune(network, bench.dense_network(), bench.task, config, checkpoint=state)
-    space = _space(bench, network)
+    teacher = bench.dense_network().to(training_device())
+    history = finetune(network.to(training_device()), teacher, bench.task, config, checkpoint=state)
+    space = _space(bench, network.cpu())
     model = dense_model(space, network)
     require_same_outputs(network, model)
     write_onnx(model, run.file("pruned.onnx"))

@@ -8,6 +8,7 @@ import torch
 from environment import ROOT
 
 from pruning.data import ImageTask, load_data
+from pruning.distributed import training_device
 from pruning.files import file_sha256
 from pruning.models import load_model
 from pruning.run import RunSettings
@@ -165,6 +166,7 @@ def _adapt(workload: Workload, task: ImageTask, given: Path | None, path: Path) 
         epochs=workload.dense_epochs, batch_size=workload.batch_size, learning_rate=workload.dense_lr
     )
     state = path.with_suffix(".state")
+    network.to(training_device())
     train(network, task, config, checkpoint=state, title=f"{workload.name}: the dense network")
     save_weights(network, path)
     state.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ to reach the parameters through the network's output alone, which the latency te
 therefore averaged after the backward pass, in one message. Dropout draws other masks than a single process would.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from pruning.errors import SettingError
 LONGEST_WAIT = timedelta(days=1)
 """For the others while the first process profiles the device alone."""
 
-Result = TypeVar("Result")
+Json = TypeVar("Json")
 
 
 @contextmanager
@@ -63,19 +64,22 @@ def is_first() -> bool:
     return own_share().index == 0
 
 
-def first_alone(work: Callable[[], Result]) -> Result:
-    """What `work` gives, done by the first process; then the others do it, and find its files finished.
+def from_first(work: Callable[[], Json]) -> Json:
+    """What `work` gives, done by the first process alone while the others wait; JSON values, the same in each.
 
-    An error of the first process is raised by the others too, for want of those files, or by torchrun's ending them.
+    Where it fails the first process ends, and torchrun ends the others.
     """
     if not dist.is_initialized():
         return work()
-    if is_first():
-        result = work()
-        dist.barrier()
-        return result
-    dist.barrier()
-    return work()
+    text = json.dumps(work()).encode() if is_first() else b""
+    size = torch.tensor(len(text))
+    dist.broadcast(size, src=0)
+    content = (
+        torch.frombuffer(bytearray(text), dtype=torch.uint8) if is_first() else torch.empty(int(size)).byte()
+    )
+    dist.broadcast(content, src=0)
+    result: Json = json.loads(content.numpy().tobytes())
+    return result
 
 
 def require_shares(batch_size: int) -> None:
@@ -124,14 +128,22 @@ def mean_over_all(value: float) -> float:
 
 
 @torch.no_grad()
+def tensor_mean_over_all(values: Tensor) -> Tensor:
+    """The mean of the processes' tensors, the same in each."""
+    if not dist.is_initialized():
+        return values
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / own_share().count
+
+
+@torch.no_grad()
 def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes, in place; parameters without one are left out."""
     if not dist.is_initialized():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(together)
-    together /= own_share().count
+    together = tensor_mean_over_all(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = torch.split(together, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -153,7 +165,8 @@ def batchnorm_over_all(network: nn.Module) -> Iterator[None]:
 def _normalised_over_all(norm: _BatchNorm, images: Tensor) -> Tensor:
     """What `norm` gives for this process's images, [n, channels, …], with the statistics of all processes'."""
     if not norm.training:
-        return type(norm).forward(norm, images)
+        own: Tensor = type(norm).forward(norm, images)
+        return own
     axes = [axis for axis in range(images.ndim) if axis != 1]
     shape = [1, -1] + [1] * (images.ndim - 2)
     values = images.float()

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ablations import largest_filters, random_filters
+from ablations import ABLATIONS, FreeGates, largest_filters, random_filters
 from comparison_table import Measured, plot, row_of, table
 from configurations import Configuration, Outcome, content_key, data_digest
+from contenders import ablation_of, prune_options, schedule_of
 from torch import nn
 from torch_pruning_baseline import (
     VARIANTS,
@@ -27,9 +28,11 @@ from torch_pruning_baseline import (
 from workloads import WORKLOADS
 
 from latency.space import SearchSpace
+from pruning.criteria import METHODS
+from pruning.criteria.wgates import INITIAL_BIAS
 from pruning.data import load_data
 from pruning.models import load_model
-from tests.conftest import SmallResidualNet
+from tests.conftest import SmallResidualNet, randomise_norms_
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = Configuration(WORKLOADS["cifar10-resnet20"], "wgates", 0.5)
@@ -202,7 +205,9 @@ def test_where_every_ratio_is_too_slow_there_is_none() -> None:
 @pytest.fixture(scope="module")
 def cifar_net() -> nn.Module:
     torch.manual_seed(0)
-    return load_model(f"{ROOT}/benchmarks/models/cifar_resnet.py:resnet8", None, 10)
+    network = load_model(f"{ROOT}/benchmarks/models/cifar_resnet.py:resnet8", None, 10)
+    randomise_norms_(network)
+    return network
 
 
 def test_shortcuts_as_convolutions_compute_the_same(cifar_net: nn.Module) -> None:
@@ -221,7 +226,7 @@ def test_torch_pruning_gives_a_narrower_network_on_the_grid(cifar_net: nn.Module
     pruned = pruning.at(0.4)
 
     widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
-    assert max(widths) < 64
+    assert sum(widths) < sum(m.out_channels for m in cifar_net.modules() if isinstance(m, nn.Conv2d))
     assert all(width % 16 == 0 for width in widths)
     assert pruned(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -248,6 +253,38 @@ def test_the_largest_filters_are_those_of_all_layers_that_make_a_channel(residua
 
     assert kept[stem].tolist() == [2, 5]
     assert kept[1 - stem].tolist() == [11]
+
+
+def test_free_gates_start_where_the_worth_of_their_slots_puts_them(residual_space: SearchSpace) -> None:
+    worth = torch.arange(20.0)
+    gates = FreeGates(residual_space)
+    gates.start_from(worth, {})
+
+    scores = gates.scores({})
+
+    torch.testing.assert_close(scores, (worth - worth.mean()) / worth.std() + INITIAL_BIAS)
+    assert gates.open(scores).sum() == 20
+
+
+def test_all_ablations_are_of_the_one_method_and_differ_from_it() -> None:
+    plain = replace(CONFIGURATION, ablation=None)
+    for name in ABLATIONS:
+        ablated = replace(CONFIGURATION, ablation=name)
+        search, tuning = schedule_of(ablated)
+        same = (
+            (search, tuning) == schedule_of(plain)
+            and prune_options(ablated) == prune_options(plain)
+            and ablation_of(ablated).bench is ablation_of(plain).bench
+        )
+        assert not same, name
+
+
+@pytest.mark.parametrize("method", ["wgates", "uniform", "torch-pruning-bn"])
+def test_all_methods_train_for_the_same_number_of_epochs(method: str) -> None:
+    search, tuning = schedule_of(replace(CONFIGURATION, method=method))
+    searched = METHODS[method].search_epochs(search.epochs) if method in METHODS else 0
+
+    assert searched + tuning.epochs == CONFIGURATION.workload.epochs
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import pruning.training
 from pruning.checkpoint import Checkpoint, load_checkpoint
 from pruning.data import load_data
 from pruning.data.share import Share
-from pruning.distributed import first_alone, is_first, require_shares, sum_over_all
+from pruning.distributed import from_first, is_first, require_shares, sum_over_all
 from pruning.errors import SettingError
 from pruning.trace import save_base, trace
 from tests.pruning.train_together import made, train_small
@@ -119,4 +119,4 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_single_process_is_left_as_it_is() -> None:
     assert is_first()
     assert sum_over_all(1.5) == 1.5
-    assert first_alone(lambda: "done") == "done"
+    assert from_first(lambda: {"done": 1}) == {"done": 1}

@@ -10,13 +10,13 @@ import pruning.training
 from latency.grid import Grid
 from latency.space import SearchSpace
 from pruning.checkpoint import Checkpoint, save_checkpoint
+from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
 from pruning.criteria.wgates import WGates
 from pruning.data import load_data
 from pruning.distributed import own_share, process_group
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, LatencyHinge
 from pruning.precision import Precision
-from pruning.search import BudgetObjective
 from pruning.training import TrainingConfig, train
 
 CONFIG = TrainingConfig(epochs=2, batch_size=96, learning_rate=0.02)
@@ -55,14 +55,16 @@ def train_small(base: Path, folder: Path) -> None:
     network = made(seed=index)  # the first process's weights are what counts
     space = SearchSpace.load(base)
     grid = Grid(tuple(tuple(range(1, width + 1)) for width in space.full_widths))
-    gated = GatedNetwork(network, space, WGates(network, space), grid)
+    gates = WGates(network, space)
+    gated = GatedNetwork(network, space, gates, grid)
+    limit_gradients_(gates)
     hinge = LatencyHinge(lambda widths: 0.1 * widths.sum(dim=1), BudgetSchedule(2.0, 1.2))
     history = train(
         gated,
         load_data("digits", (3, 8, 8)),
         CONFIG,
         teacher=made(seed=7),
-        objective=BudgetObjective(gated, hinge, gate_lr=0.02),
+        objective=BudgetObjective(gated, gates, hinge, gate_lr=0.02),
         checkpoint=folder / "state.safetensors",
     )
     record = {
