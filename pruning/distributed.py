@@ -175,7 +175,7 @@ def _normalised_over_all(norm: _BatchNorm, images: Tensor) -> Tensor:
     centred = values - mean.view(shape)
     variance = all_reduce(centred.square().sum(axes)) / n_values  # type: ignore[no-untyped-call]
     _track_(norm, mean.detach(), variance.detach() * n_values / max(n_values - 1, 1))
-    normalised = centred * (variance + norm.eps).rsqrt().view(shape)
+    normalised: Tensor = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.weight is not None:
         normalised = normalised * norm.weight.view(shape) + norm.bias.view(shape)
     return normalised.to(images.dtype)

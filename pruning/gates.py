@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from latency.grid import Grid
 from latency.space import SearchSpace
-from latency.structure import FIXED, ParameterAxis
+from latency.structure import FIXED, IntArray, ParameterAxis
 
 _JUST_OPEN = 1e-3
 """Distance from the threshold of a score that is moved past it."""
@@ -61,15 +61,31 @@ class GatedNetwork(nn.Module):
         self._sizes = [group.n_channels for group in space.groups]
         self._allowed = grid.allowed
         self._presence = _presence(network, space)
-        self._removable = sorted({group for groups in self._presence.values() for group in groups})
         self.widths: Tensor = torch.zeros(len(space.groups))
-        # Together, so that they are gathered at once: with hundreds of small layers a step's time is calls.
-        slots = [axis.slots for axis in self._reading]
-        self.register_buffer("_slots", torch.from_numpy(np.concatenate([*slots, [FIXED]])), persistent=False)
+        # Gathered together: with hundreds of small layers most of a step's gating would be calls.
+        n_slots = sum(self._sizes)
+        reading = [np.where(axis.slots == FIXED, n_slots, axis.slots) for axis in self._reading]
+        self._add_indices("_slots", np.concatenate([*reading, [n_slots]]))
+        self._add_indices("_groups", np.repeat(np.arange(len(self._sizes)), self._sizes))
+        removable = {group for groups in self._presence.values() for group in groups}
+        is_removable = [group in removable for group in range(len(self._sizes))]
+        self.register_buffer("_is_removable", torch.tensor(is_removable), persistent=False)
+        parameters = dict(network.named_parameters())
+        read = {axis.parameter for axis in self._reading}
+        self._vectors = [
+            name
+            for name, groups in self._presence.items()
+            if len(groups) == 1 and parameters[name].ndim == 1 and name not in read
+        ]
+        of_vectors = [np.full(len(parameters[name]), self._presence[name][0]) for name in self._vectors]
+        self._add_indices("_vector_groups", np.concatenate([*of_vectors, np.zeros(0, dtype=np.int64)]))
         self._slots: Tensor
-        groups = torch.arange(len(self._sizes)).repeat_interleave(torch.tensor(self._sizes))
-        self.register_buffer("_groups", groups, persistent=False)
         self._groups: Tensor
+        self._vector_groups: Tensor
+        self._is_removable: Tensor
+
+    def _add_indices(self, name: str, values: IntArray) -> None:
+        self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output with the gates as they stand; `widths` then holds the open gates' counts."""
@@ -86,29 +102,40 @@ class GatedNetwork(nn.Module):
         parameters = dict(self.network.named_parameters())
         presence = _GroupPresence.apply(gates, self._groups, len(self._sizes))
         sizes = [len(axis.slots) for axis in self._reading]
-        factors = torch.split(self._reading_gates(gates, presence)[self._slots], [*sizes, 1])
+        factors = torch.split(self._reading_gates(gates, presence).index_select(0, self._slots), [*sizes, 1])
         gated: dict[str, Tensor] = {}
         for axis, factor in zip(self._reading, factors[:-1], strict=True):
             weight = gated.get(axis.parameter, parameters[axis.parameter])
             shape = [1] * weight.ndim
             shape[axis.axis] = -1
             gated[axis.parameter] = weight * factor.view(shape)
+        gated |= self._present_vectors(parameters, presence)
         present = torch.unbind(presence)
         for name, groups in self._presence.items():
+            if name in self._vectors:
+                continue
             value = gated.get(name, parameters[name])
             for group in groups:
                 value = value * present[group]
             gated[name] = value
         return gated
 
+    def _present_vectors(self, parameters: Mapping[str, Tensor], presence: Tensor) -> dict[str, Tensor]:
+        """Values of the biases and norms that the presence of one group scales, and nothing else; by name."""
+        if not self._vectors:
+            return {}
+        vectors = [parameters[name] for name in self._vectors]
+        scaled = torch.cat(vectors) * presence.index_select(0, self._vector_groups)
+        parts = torch.split(scaled, [len(vector) for vector in vectors])
+        return dict(zip(self._vectors, parts, strict=True))
+
     def _reading_gates(self, gates: Tensor, presence: Tensor) -> Tensor:
-        """Factors of the weights that read each slot, [n_slots + 1]; the last one, for slot -1, is 1.
+        """Factors of the weights that read each slot, [n_slots + 1]; the last one, for what is fixed, is 1.
 
         Where a removable group is gone its presence alone bypasses the branch. Its reading weights then stay
         as they are: the output is the same, and the gradient of the presence tells what the branch would add.
         """
-        gone = torch.zeros_like(presence, dtype=torch.bool)
-        gone[self._removable] = presence.detach()[self._removable] == 0
+        gone = self._is_removable & (presence.detach() == 0)
         kept = torch.where(gone[self._groups], torch.ones_like(gates), gates)
         return torch.cat([kept, gates.new_ones(1)])
 

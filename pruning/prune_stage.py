@@ -16,7 +16,7 @@ from pruning.budget import smallest_widths
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.criteria import find_method
 from pruning.criteria.base import SearchOptions
-from pruning.distributed import from_first, training_device
+from pruning.distributed import from_first, is_first, training_device
 from pruning.errors import BudgetError, SettingError
 from pruning.files import file_sha256
 from pruning.plan import Plan
@@ -182,6 +182,7 @@ def prune_stage(
         method=how.method,
         seed=bench.settings.seed,
         checkpoint=run.checkpoint("prune", inputs),
+        title="search" if is_first() else None,
     )
 
     def finish() -> dict[str, Any]:

@@ -128,7 +128,7 @@ class WGates(SearchedGates):
         centred = raw - self._means(raw)[self._groups]
         variance = self._means(centred.square())
         spread = torch.where(variance > 0, variance, 1).sqrt()
-        return centred * (self.scale / spread)[self._groups] + self.bias[self._groups]
+        return centred * (self.scale / (spread + 1e-8))[self._groups] + self.bias[self._groups]
 
     def _means(self, values: Tensor) -> Tensor:
         """Mean over each group's slots, [n_groups], of values [n_slots]."""

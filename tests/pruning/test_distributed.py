@@ -86,8 +86,10 @@ def test_two_processes_end_as_one_does(alone: Checkpoint, together: Path, index:
 
 def test_the_training_moves_what_is_compared(alone: Checkpoint) -> None:
     # Otherwise the test above would pass for want of anything to compare.
-    losses = alone.record["losses"]
-    assert losses[1] < 0.95 * losses[0]
+    start = made(seed=0).state_dict()["first.weight"]
+    moved = alone.tensors["network.first.weight"] - start
+    assert moved.norm() > 0.1 * start.norm()
+    assert alone.record["losses"][0] != pytest.approx(alone.record["losses"][1], rel=0.1)
     assert int(alone.tensors["network.norm.num_batches_tracked"]) == 2 * (1437 // 96)
 
 
