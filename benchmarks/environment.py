@@ -16,16 +16,19 @@ _PACKAGES = ("trimms", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "
 
 def environment(settings: DeviceSettings | None = None) -> dict[str, Any]:
     """Device, package versions, and the commit with whether the tree differs from it."""
+    here = fingerprint(settings or DeviceSettings())
+    return {"device": here.describe(), "fingerprint": here.to_json(), **made_by()}
+
+
+def made_by() -> dict[str, Any]:
+    """Package versions, and the commit with whether the tree differs from it."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    here = fingerprint(settings or DeviceSettings())
     return {
-        "device": here.describe(),
-        "fingerprint": here.to_json(),
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),

@@ -58,10 +58,14 @@ class LayerTable:
 
 
 class LayerTables:
-    """Tables of all layers of a network."""
+    """Tables of all layers of a network.
+
+    Attributes:
+        tables: one for each layer, in graph order.
+    """
 
     def __init__(self, space: SearchSpace, tables: Sequence[LayerTable]) -> None:
-        self._space, self._tables = space, tables
+        self._space, self.tables = space, tuple(tables)
 
     def predict_ms(self, widths: IntArray) -> FloatArray:
         """Sums over the layers in ms, [n], of width vectors [n, n_groups]."""
@@ -69,7 +73,7 @@ class LayerTables:
 
     def _sum_ms(self, widths: IntArray) -> float:
         total_ms = 0.0
-        for layer, table in zip(self._space.layers, self._tables, strict=True):
+        for layer, table in zip(self._space.layers, self.tables, strict=True):
             if layer.macs(widths):
                 total_ms += table.at(layer.in_channels.at(widths), layer.out_channels.at(widths))
         return total_ms

@@ -53,19 +53,55 @@ def measure_sessions(
         MeasurementError: a measuring process died.
         DeviceBusyError: another measurement holds the device.
     """
-    parts = []
-    for index in tqdm(range(plan.n_sessions), title, unit="session", leave=False):
-        if index:
-            time.sleep(plan.pause_s)
-        try:
-            with ProcessPoolExecutor(1, get_context("spawn"), prepare_process) as pool, main_module_hidden():
-                parts.append(pool.submit(_measure, candidate, reference, settings, plan.protocol).result())
-        except BrokenProcessPool as error:
-            raise MeasurementError(
-                "The measuring process died: out of memory, or a crash in ONNX Runtime; free some memory, then run the "
-                "same command again."
-            ) from error
-    return pooled(parts)
+    (measurement,) = measure_together([candidate], reference, settings, plan, title=title)
+    return measurement
+
+
+def measure_together(
+    candidates: Sequence[bytes], reference: bytes, settings: DeviceSettings, plan: SessionPlan, *, title: str
+) -> tuple[PairedMeasurement, ...]:
+    """Latencies of several networks relative to one reference, comparable with each other.
+
+    Each session visits every candidate once, each beside the reference in a process of its own, every other
+    session in the opposite order, so that a slow mood of the machine falls on all of them alike.
+
+    Args:
+        candidates: bytes of ONNX files.
+        reference: bytes of another one.
+        settings: provider, threads, batch size.
+        plan: how often.
+        title: what the progress bar calls it.
+
+    Returns:
+        One measurement for each candidate, pooled over the sessions.
+
+    Raises:
+        MeasurementError: a measuring process died.
+        DeviceBusyError: another measurement holds the device.
+    """
+    parts: list[list[PairedMeasurement]] = [[] for _ in candidates]
+    with tqdm(total=plan.n_sessions * len(candidates), desc=title, unit="session", leave=False) as bar:
+        for session in range(plan.n_sessions):
+            if session:
+                time.sleep(plan.pause_s)
+            order = range(len(candidates))
+            for index in reversed(order) if session % 2 else order:
+                parts[index].append(_in_new_process(candidates[index], reference, settings, plan.protocol))
+                bar.update()
+    return tuple(pooled(sessions) for sessions in parts)
+
+
+def _in_new_process(
+    candidate: bytes, reference: bytes, settings: DeviceSettings, protocol: Protocol
+) -> PairedMeasurement:
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), prepare_process) as pool, main_module_hidden():
+            return pool.submit(_measure, candidate, reference, settings, protocol).result()
+    except BrokenProcessPool as error:
+        raise MeasurementError(
+            "The measuring process died: out of memory, or a crash in ONNX Runtime; free some memory, then run the "
+            "same command again."
+        ) from error
 
 
 def _measure(

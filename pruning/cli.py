@@ -30,6 +30,7 @@ from pruning.cli_options import (
     profile_options,
     profiling,
     prune_options,
+    recipe_option,
     run_settings,
     seed_option,
     show,
@@ -232,8 +233,10 @@ def prune(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    search_lr: float,
     latency_term: str,
     epochs: int,
+    lr: float,
     train_batch_size: int,
     **how: Any,
 ) -> None:
@@ -251,7 +254,7 @@ def prune(
     from pruning.stages import Workbench
 
     bench = Workbench(RunDirectory(out), lpnet_at=lpnet)
-    options = SearchOptions(search_epochs, train_batch_size, latency_term=latency_term)
+    options = SearchOptions(search_epochs, train_batch_size, search_lr, latency_term=latency_term)
     show(prune_stage(bench, Budget(budget_ms, speedup), options, prune_options(**how)), as_json)
 
 
@@ -260,7 +263,7 @@ def prune(
 @out_option
 @json_option
 @guarded
-def finetune(out: Path, as_json: bool, epochs: int, train_batch_size: int) -> None:
+def finetune(out: Path, as_json: bool, epochs: int, lr: float, train_batch_size: int) -> None:
     """Slim the network by the plan, fine-tune it, and export it.
 
     \b
@@ -270,7 +273,8 @@ def finetune(out: Path, as_json: bool, epochs: int, train_batch_size: int) -> No
     from pruning.stages import FinetuneOptions, Workbench, finetune_stage
 
     bench = Workbench(RunDirectory(out))
-    show(finetune_stage(bench, FinetuneOptions(epochs=epochs, batch_size=train_batch_size)), as_json)
+    options = FinetuneOptions(epochs=epochs, batch_size=train_batch_size, learning_rate=lr)
+    show(finetune_stage(bench, options), as_json)
 
 
 @cli.command()
@@ -295,6 +299,7 @@ def verify(out: Path, as_json: bool, renew: bool) -> int:
 
 
 @cli.command()
+@recipe_option
 @network_options
 @batch_option
 @budget_options
@@ -312,8 +317,10 @@ def run(
     budget_ms: float | None,
     speedup: float | None,
     search_epochs: int,
+    search_lr: float,
     latency_term: str,
     epochs: int,
+    lr: float,
     train_batch_size: int,
     **rest: Any,
 ) -> int:
@@ -326,8 +333,14 @@ def run(
     Example:
       trimms run --model benchmarks/models/cifar_resnet.py:resnet56 --weights resnet56.th \\
                  --data cifar10:data/cifar10 --input-size 1x3x32x32 --speedup 1.5 --out runs/resnet56
+
+    \b
+    ImageNet on eight GPUs, which share every batch:
+      torchrun --nproc-per-node 8 -m pruning.cli run --recipe recipes/imagenet-resnet50.toml \\
+                 --weights resnet50.pth --data folder:imagenet --out runs/resnet50
     """
     from pruning.criteria.base import SearchOptions
+    from pruning.distributed import is_first, process_group
     from pruning.pipeline import RunOptions, run_all
     from pruning.prune_stage import Budget
     from pruning.stages import FinetuneOptions
@@ -339,14 +352,16 @@ def run(
         budget=Budget(budget_ms, speedup),
         profile=how,
         prune=prune,
-        search=SearchOptions(search_epochs, train_batch_size, latency_term=latency_term),
-        finetune=FinetuneOptions(epochs=epochs, batch_size=train_batch_size),
+        search=SearchOptions(search_epochs, train_batch_size, search_lr, latency_term=latency_term),
+        finetune=FinetuneOptions(epochs=epochs, batch_size=train_batch_size, learning_rate=lr),
         command=" ".join(["trimms", *sys.argv[1:]]),
     )
-    result = run_all(RunDirectory(out), options, announce=announce)
-    show(result, as_json)
-    if not as_json:
-        click.echo(verdict(result))
+    with process_group():
+        result = run_all(RunDirectory(out), options, announce=announce if is_first() else lambda line: None)
+        if is_first():
+            show(result, as_json)
+            if not as_json:
+                click.echo(verdict(result))
     return 0 if result["within_budget"] else MISSED_BUDGET
 
 

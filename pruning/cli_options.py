@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -99,6 +100,33 @@ def percent(text: str) -> float:
     return value / 100
 
 
+def _read_recipe(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Take a recipe's values for the options that the command line leaves out."""
+    if path is None:
+        return None
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"'{path}' cannot be read ({error}).", context, parameter) from error
+    known = {option.name: option for option in context.command.params if option is not parameter}
+    given = {name.replace("-", "_"): value for name, value in recipe.items()}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        names = ", ".join(sorted(name.replace("_", "-") for name in known if name))
+        message = f"'{path}' sets {', '.join(unknown)}, which is no option; known are: {names}."
+        raise click.BadParameter(message, context, parameter)
+    context.default_map = {**(context.default_map or {}), **given}
+    return path
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_recipe,
+    help="TOML file with values of these options, such as recipes/imagenet-resnet50.toml; the command line wins.",
+)
 out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed_option = click.option(
@@ -218,11 +246,25 @@ method_options = _options(
         show_default=True,
         help="Epochs of the search; `trimms run` gives those that the method does not use to the fine-tuning.",
     ),
+    click.option(
+        "--search-lr",
+        type=float,
+        default=0.01,
+        show_default=True,
+        help="Highest learning rate of the search.",
+    ),
 )
 finetune_options = _options(
     click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
     click.option(
-        "--train-batch-size", type=int, default=64, show_default=True, help="Images per training step."
+        "--lr", type=float, default=0.02, show_default=True, help="Highest learning rate of the fine-tuning."
+    ),
+    click.option(
+        "--train-batch-size",
+        type=int,
+        default=64,
+        show_default=True,
+        help="Images per training step; with torchrun, those of all processes together.",
     ),
 )
 

@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from latency.grid import Grid
 from latency.space import SearchSpace
-from latency.structure import ParameterAxis
+from latency.structure import FIXED, IntArray, ParameterAxis
 
 _JUST_OPEN = 1e-3
 """Distance from the threshold of a score that is moved past it."""
@@ -57,18 +58,39 @@ class GatedNetwork(nn.Module):
         self.network = network
         self.gates = gates
         self._reading = _reading_axes(network, space)
-        self._ranges = [(group.offset, group.offset + group.n_channels) for group in space.groups]
+        self._sizes = [group.n_channels for group in space.groups]
         self._allowed = grid.allowed
         self._presence = _presence(network, space)
-        self._removable = sorted({group for groups in self._presence.values() for group in groups})
         self.widths: Tensor = torch.zeros(len(space.groups))
-        for position, axis in enumerate(self._reading):
-            self.register_buffer(f"_slots_{position}", torch.from_numpy(axis.slots), persistent=False)
+        # Gathered together: with hundreds of small layers most of a step's gating would be calls.
+        n_slots = sum(self._sizes)
+        reading = [np.where(axis.slots == FIXED, n_slots, axis.slots) for axis in self._reading]
+        self._add_indices("_slots", np.concatenate([*reading, [n_slots]]))
+        self._add_indices("_groups", np.repeat(np.arange(len(self._sizes)), self._sizes))
+        removable = {group for groups in self._presence.values() for group in groups}
+        is_removable = [group in removable for group in range(len(self._sizes))]
+        self.register_buffer("_is_removable", torch.tensor(is_removable), persistent=False)
+        parameters = dict(network.named_parameters())
+        read = {axis.parameter for axis in self._reading}
+        self._vectors = [
+            name
+            for name, groups in self._presence.items()
+            if len(groups) == 1 and parameters[name].ndim == 1 and name not in read
+        ]
+        of_vectors = [np.full(len(parameters[name]), self._presence[name][0]) for name in self._vectors]
+        self._add_indices("_vector_groups", np.concatenate([*of_vectors, np.zeros(0, dtype=np.int64)]))
+        self._slots: Tensor
+        self._groups: Tensor
+        self._vector_groups: Tensor
+        self._is_removable: Tensor
+
+    def _add_indices(self, name: str, values: IntArray) -> None:
+        self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output with the gates as they stand; `widths` then holds the open gates' counts."""
         gates = self.gate_values()
-        self.widths = torch.stack([gates[first:last].sum() for first, last in self._ranges])
+        self.widths = gates.new_zeros(len(self._sizes)).index_add(0, self._groups, gates)
         return functional_call(self.network, self.gated_parameters(gates), inputs)
 
     def gated_parameters(self, gates: Tensor) -> dict[str, Tensor]:
@@ -78,35 +100,44 @@ class GatedNetwork(nn.Module):
             gates: value of every slot's gate, [n_slots].
         """
         parameters = dict(self.network.named_parameters())
-        presence = {
-            group: _GroupPresence.apply(gates[slice(*self._ranges[group])]) for group in self._removable
-        }
-        reading = self._reading_gates(gates)
+        presence = _GroupPresence.apply(gates, self._groups, len(self._sizes))
+        sizes = [len(axis.slots) for axis in self._reading]
+        factors = torch.split(self._reading_gates(gates, presence).index_select(0, self._slots), [*sizes, 1])
         gated: dict[str, Tensor] = {}
-        for position, axis in enumerate(self._reading):
+        for axis, factor in zip(self._reading, factors[:-1], strict=True):
             weight = gated.get(axis.parameter, parameters[axis.parameter])
             shape = [1] * weight.ndim
             shape[axis.axis] = -1
-            factors = reading[getattr(self, f"_slots_{position}")].view(shape)
-            gated[axis.parameter] = weight * factors
+            gated[axis.parameter] = weight * factor.view(shape)
+        gated |= self._present_vectors(parameters, presence)
+        present = torch.unbind(presence)
         for name, groups in self._presence.items():
+            if name in self._vectors:
+                continue
             value = gated.get(name, parameters[name])
             for group in groups:
-                value = value * presence[group]
+                value = value * present[group]
             gated[name] = value
         return gated
 
-    def _reading_gates(self, gates: Tensor) -> Tensor:
-        """Factors of the weights that read each slot, [n_slots + 1]; the last one, for slot -1, is 1.
+    def _present_vectors(self, parameters: Mapping[str, Tensor], presence: Tensor) -> dict[str, Tensor]:
+        """Values of the biases and norms that the presence of one group scales, and nothing else; by name."""
+        if not self._vectors:
+            return {}
+        vectors = [parameters[name] for name in self._vectors]
+        scaled = torch.cat(vectors) * presence.index_select(0, self._vector_groups)
+        parts = torch.split(scaled, [len(vector) for vector in vectors])
+        return dict(zip(self._vectors, parts, strict=True))
+
+    def _reading_gates(self, gates: Tensor, presence: Tensor) -> Tensor:
+        """Factors of the weights that read each slot, [n_slots + 1]; the last one, for what is fixed, is 1.
 
         Where a removable group is gone its presence alone bypasses the branch. Its reading weights then stay
         as they are: the output is the same, and the gradient of the presence tells what the branch would add.
         """
-        parts = list(torch.split(gates, [last - first for first, last in self._ranges]))
-        for group in self._removable:
-            if not bool(parts[group].detach().any()):
-                parts[group] = torch.ones_like(parts[group])
-        return torch.cat([*parts, gates.new_ones(1)])
+        gone = self._is_removable & (presence.detach() == 0)
+        kept = torch.where(gone[self._groups], torch.ones_like(gates), gates)
+        return torch.cat([kept, gates.new_ones(1)])
 
     def gate_values(self) -> Tensor:
         """Gate of every slot, [n_slots], 0 or 1, differentiable."""
@@ -120,16 +151,14 @@ class GatedNetwork(nn.Module):
 
         Values on the wrong side of the threshold are put just past it; gradients pass unchanged.
         """
-        moved = []
-        for (first, last), allowed in zip(self._ranges, self._allowed, strict=True):
-            part = scores[first:last]
-            values = part.detach()
-            width = _nearest(int((values > 0).sum()), allowed)
-            open_ = torch.zeros_like(values, dtype=torch.bool)
-            open_[torch.topk(values, width).indices] = True
-            wanted = torch.where(open_, values.clamp(min=_JUST_OPEN), values.clamp(max=-_JUST_OPEN))
-            moved.append(part + (wanted - values))
-        return torch.cat(moved)
+        values = scores.detach().cpu()
+        wanted = []
+        for part, allowed in zip(torch.split(values, self._sizes), self._allowed, strict=True):
+            width = _nearest(int((part > 0).sum()), allowed)
+            open_ = torch.zeros_like(part, dtype=torch.bool)
+            open_[torch.topk(part, width).indices] = True
+            wanted.append(torch.where(open_, part.clamp(min=_JUST_OPEN), part.clamp(max=-_JUST_OPEN)))
+        return scores + (torch.cat(wanted) - values).to(scores.device)
 
 
 def _nearest(count: int, allowed: Sequence[int]) -> int:
@@ -138,17 +167,21 @@ def _nearest(count: int, allowed: Sequence[int]) -> int:
 
 
 class _GroupPresence(torch.autograd.Function):
-    """1 where any gate of a group is open, else 0; backward, each gate has an equal share in it (ours)."""
+    """1 for each group of which any gate is open, else 0; backward, each gate has an equal share in it (ours)."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, gates: Tensor) -> Tensor:
-        ctx.n_gates = len(gates)  # type: ignore[attr-defined]
-        return gates.amax()
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, gates: Tensor, groups: Tensor, n_groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(groups)
+        ctx.n_groups = n_groups  # type: ignore[attr-defined]
+        return gates.new_zeros(n_groups).scatter_reduce(0, groups, gates, "amax", include_self=False)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
-        n_gates: int = ctx.n_gates  # type: ignore[attr-defined]
-        return gradients[0].expand(n_gates) / n_gates
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (groups,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        n_gates = torch.bincount(groups, minlength=ctx.n_groups)  # type: ignore[attr-defined]
+        return (gradients[0] / n_gates)[groups], None, None
 
 
 def _reading_axes(network: nn.Module, space: SearchSpace) -> tuple[ParameterAxis, ...]:

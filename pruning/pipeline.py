@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pruning.criteria.base import SearchOptions
 from pruning.device_stages import ProfileOptions, profile_stage, verification_summary
+from pruning.distributed import from_first, is_first
 from pruning.prune_stage import Budget, PruneOptions, feasible_budget_ms, prune_stage, recut_stage
 from pruning.report_inputs import write_run_report
 from pruning.run import RunDirectory, RunSettings
@@ -17,7 +19,7 @@ from pruning.stages import (
     trace_stage,
     train_stage,
 )
-from pruning.verify import certify, verify_others
+from pruning.verify import OtherVerification, Verification, certify, verify_others
 
 MAX_CORRECTIONS = 2
 """Times that a network whose certificate misses the budget is cut again, narrower, and fine-tuned."""
@@ -64,12 +66,12 @@ def run_all(
     """
     bench = Workbench(run, options.settings)
     announce("1/7 trace: find the network's channel groups")
-    trace_stage(bench)
+    from_first(lambda: trace_stage(bench))
     announce("2/7 profile: measure candidate networks on this device")
-    profile_stage(run, options.profile, seed=options.settings.seed, announce=announce)
+    from_first(lambda: profile_stage(run, options.profile, seed=options.settings.seed, announce=announce))
     announce("3/7 fit: train the latency predictor")
-    fit_stage(run, options.settings.seed)
-    budget_ms = feasible_budget_ms(bench, options.budget, options.prune)
+    from_first(lambda: fit_stage(run, options.settings.seed))
+    budget_ms = from_first(lambda: feasible_budget_ms(bench, options.budget, options.prune))
     announce(
         f"4/7 train: the network to prune (budget {budget_ms:.4g} of {bench.profile.reference_ms:.4g} ms)"
     )
@@ -80,22 +82,79 @@ def run_all(
     announce(f"6/7 fine-tune: recover accuracy in {finetune.epochs} epochs, export")
     finetune_stage(bench, finetune)
     announce("7/7 verify: measure dense and pruned network side by side")
-    verification, others = certify(run), verify_others(run)
+    measured = certified_within_budget(bench, finetune, announce)
+
+    def report() -> dict[str, Any]:
+        assert measured is not None, "the first process has measured"
+        write_run_report(bench, measured.verification, options.command)
+        return verification_summary(measured.verification, measured.others) | {
+            "certificate": str(run.file("certificate.json")),
+            "report": str(run.file("report.html")),
+        }
+
+    return from_first(report)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A certified network on its device, and on the further ones it was pruned for.
+
+    Attributes:
+        verification: the measurement that the certificate rests on.
+        others: those of further devices.
+    """
+
+    verification: Verification
+    others: tuple[OtherVerification, ...]
+
+    @property
+    def misses(self) -> str:
+        """Latencies above their budgets, for people; empty where there is none."""
+        missed = [f"{other.measured_ms:.4g} ms ({other.name})" for other in self.others if other.missed]
+        if not self.verification.within_budget:
+            missed.insert(0, f"{self.verification.measured_ms:.4g} ms")
+        return ", ".join(missed)
+
+
+def certified_within_budget(
+    bench: Workbench, finetuning: FinetuneOptions, announce: Callable[[str], None] = lambda line: None
+) -> Measured | None:
+    """Certify the run's fine-tuned network; where it misses the budget, cut narrower and fine-tune again first.
+
+    Args:
+        bench: a run whose stages up to fine-tuning are finished.
+        finetuning: how to fine-tune again.
+        announce: called with one line before each correction.
+
+    Returns:
+        The last measurement; None in all processes but the first, which measures.
+
+    Raises:
+        BudgetError: no narrower cut is measured within the budget.
+    """
+    measured = _measured(bench)
     for _ in range(MAX_CORRECTIONS):
-        missed = [f"{other.measured_ms:.4g} ms ({other.name})" for other in others if other.missed]
-        if not verification.within_budget:
-            missed.insert(0, f"{verification.measured_ms:.4g} ms")
-        if not missed:
+        misses = from_first(partial(_misses, measured))
+        if not misses:
             break
-        announce(f"{', '.join(missed)} are above the budget: cut narrower, fine-tune, measure")
-        recut_stage(bench, verification.measured_ms, others)
-        finetune_stage(bench, finetune)
-        verification, others = certify(run), verify_others(run)
-    write_run_report(bench, verification, options.command)
-    return verification_summary(verification, others) | {
-        "certificate": str(run.file("certificate.json")),
-        "report": str(run.file("report.html")),
-    }
+        announce(f"{misses} are above the budget: cut narrower, fine-tune, measure")
+        from_first(partial(_recut, bench, measured))
+        finetune_stage(bench, finetuning)
+        measured = _measured(bench)
+    return measured
+
+
+def _measured(bench: Workbench) -> Measured | None:
+    return Measured(certify(bench.run), verify_others(bench.run)) if is_first() else None
+
+
+def _misses(measured: Measured | None) -> str:
+    return measured.misses if measured is not None else ""
+
+
+def _recut(bench: Workbench, measured: Measured | None) -> dict[str, Any]:
+    assert measured is not None, "the first process cuts"
+    return recut_stage(bench, measured.verification.measured_ms, measured.others)
 
 
 def _with_epochs_left(options: RunOptions, search_epochs: int) -> FinetuneOptions:

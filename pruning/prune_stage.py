@@ -16,6 +16,7 @@ from pruning.budget import smallest_widths
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.criteria import find_method
 from pruning.criteria.base import SearchOptions
+from pruning.distributed import from_first, is_first, training_device
 from pruning.errors import BudgetError, SettingError
 from pruning.files import file_sha256
 from pruning.plan import Plan
@@ -158,7 +159,7 @@ def prune_stage(
     """
     run, how = bench.run, how or PruneOptions()
     settings = require_profiled_device(bench.profile)
-    budget_ms = feasible_budget_ms(bench, budget, how)
+    budget_ms = from_first(lambda: feasible_budget_ms(bench, budget, how))
     device = priced_space(bench, how)
     inputs = {
         "budget_ms": budget_ms,
@@ -171,10 +172,10 @@ def prune_stage(
     known = run.finished("prune", inputs)
     if known is not None and run.file("plan.json").is_file():
         return known
-    network = bench.dense_network()
+    network = bench.dense_network().to(training_device())
     found = search(
         network,
-        bench.dense_network(),
+        bench.dense_network().to(training_device()),
         bench.task,
         device,
         budget_ms,
@@ -182,24 +183,29 @@ def prune_stage(
         method=how.method,
         seed=bench.settings.seed,
         checkpoint=run.checkpoint("prune", inputs),
+        title="search" if is_first() else None,
     )
-    cut = cut_within(found.scores, device, budget_ms, method=how.method, seed=bench.settings.seed)
-    save_weights(network, run.file("prune/network.safetensors"))
-    save_checkpoint(run.file(SCORES), Checkpoint({"scores": torch.from_numpy(found.scores)}, {}))
-    cut.plan.write(run.file("plan.json"))
-    result = {
-        "method": how.method,
-        "how": asdict(how),
-        "budget_ms": budget_ms,
-        "dense_ms": bench.profile.reference_ms,
-        "threads": settings.threads,
-        "search_epochs": len(found.history.rows),
-        "history": found.history.to_json(),
-        "corrections": 0,
-        **_summary(cut),
-    }
-    run.finish("prune", inputs, result)
-    return result
+
+    def finish() -> dict[str, Any]:
+        cut = cut_within(found.scores, device, budget_ms, method=how.method, seed=bench.settings.seed)
+        save_weights(network, run.file("prune/network.safetensors"))
+        save_checkpoint(run.file(SCORES), Checkpoint({"scores": torch.from_numpy(found.scores)}, {}))
+        cut.plan.write(run.file("plan.json"))
+        result = {
+            "method": how.method,
+            "how": asdict(how),
+            "budget_ms": budget_ms,
+            "dense_ms": bench.profile.reference_ms,
+            "threads": settings.threads,
+            "search_epochs": len(found.history.rows),
+            "history": found.history.to_json(),
+            "corrections": 0,
+            **_summary(cut),
+        }
+        run.finish("prune", inputs, result)
+        return result
+
+    return from_first(finish)
 
 
 def _summary(cut: Cut) -> dict[str, Any]:

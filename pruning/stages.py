@@ -20,6 +20,7 @@ from latency.structure import IntArray
 from pruning.accuracy import onnx_accuracy
 from pruning.certificate import recorded_versions
 from pruning.data import ImageTask, load_data
+from pruning.distributed import from_first, training_device
 from pruning.errors import SettingError
 from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
 from pruning.files import file_sha256
@@ -160,18 +161,22 @@ def train_stage(bench: Workbench) -> dict[str, Any]:
         return known
     if not settings.train_epochs:
         return {"epochs": 0}
-    network = bench.new_network()
+    network = bench.new_network().to(training_device())
     config = TrainingConfig(epochs=settings.train_epochs, seed=settings.seed)
     history = train(network, bench.task, config, checkpoint=run.checkpoint("train", inputs), title="training")
-    save_weights(network, run.file("dense.safetensors"))
-    write_onnx(dense_model(bench.space, network), run.file("base.onnx"))
-    result = {
-        "epochs": settings.train_epochs,
-        "accuracy": history.rows[-1].test_accuracy,
-        "history": history.to_json(),
-    }
-    run.finish("train", inputs, result)
-    return result
+
+    def finish() -> dict[str, Any]:
+        save_weights(network, run.file("dense.safetensors"))
+        write_onnx(dense_model(bench.space, network), run.file("base.onnx"))
+        result = {
+            "epochs": settings.train_epochs,
+            "accuracy": history.rows[-1].test_accuracy,
+            "history": history.to_json(),
+        }
+        run.finish("train", inputs, result)
+        return result
+
+    return from_first(finish)
 
 
 def fit_stage(run: RunDirectory, seed: int) -> dict[str, Any]:
@@ -210,21 +215,25 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
     known = run.finished("finetune", inputs)
     if known is not None and run.file("pruned.onnx").is_file():
         return known
-    teacher = bench.dense_network()
+    teacher = bench.dense_network().to(training_device())
     searched = bench.new_network()
     load_weights_(searched, searched_path)
     network, plan = slim(searched, bench.space, Plan.read(plan_path))
+    network.to(training_device())
     config = TrainingConfig(**asdict(options), seed=bench.settings.seed)
     history = finetune(network, teacher, bench.task, config, checkpoint=run.checkpoint("finetune", inputs))
-    kept = plan.positions(bench.space)
-    plan.write(plan_path)
-    result = _export(bench, network, teacher, kept) | {
-        "budget_ms": pruned["budget_ms"],
-        "predicted_ms": pruned["predicted_ms"],
-        "history": history.to_json(),
-    }
-    run.finish("finetune", inputs, result)
-    return result
+
+    def finish() -> dict[str, Any]:
+        plan.write(plan_path)
+        result = _export(bench, network.cpu(), teacher, plan.positions(bench.space)) | {
+            "budget_ms": pruned["budget_ms"],
+            "predicted_ms": pruned["predicted_ms"],
+            "history": history.to_json(),
+        }
+        run.finish("finetune", inputs, result)
+        return result
+
+    return from_first(finish)
 
 
 def _export(

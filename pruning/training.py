@@ -2,8 +2,7 @@
 
 import math
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.data import ImageTask
-from pruning.errors import CheckpointError, DivergenceError, SettingError
+from pruning.distributed import (
+    average_gradients_,
+    batchnorm_over_all,
+    copy_from_first_,
+    is_first,
+    mean_over_all,
+    number_from_first,
+    own_share,
+    require_shares,
+    sum_over_all,
+)
+from pruning.errors import DivergenceError, SettingError
 from pruning.models import class_scores
-from pruning.precision import Precision, choose_precision
+from pruning.precision import FORMATS, Precision, choose_precision
+from pruning.training_state import restore_, save_state, weights_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,10 @@ class TrainingConfig:
         if progress < self.warm_up:
             return max(progress / self.warm_up, 0.02)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+
+
+_PROCESS_SEEDS = 1_000_003
+"""Apart from the seeds of all epochs, so that no two processes draw alike."""
 
 
 def _require(name: str, value: float, allowed: bool, values: str) -> None:
@@ -166,27 +180,34 @@ def train(
         CheckpointError: the checkpoint is damaged or of another training.
         StorageError: the checkpoint cannot be written.
     """
+    require_shares(min(config.batch_size, task.n_train))
     torch.manual_seed(config.seed)
-    optimiser = _optimiser(network, config, objective)
-    belongs = _belongs(network, task, config, identity)
-    rows, precision, seconds = _resume(network, optimiser, config, task, checkpoint, belongs)
+    optimiser = make_optimiser(network, config, objective)
+    belongs = {
+        "config": asdict(config),
+        "data": task.record(),
+        "starting weights": weights_digest(network),
+        "identity": identity,
+    }
+    rows, precision, seconds = _started(network, optimiser, config, task, checkpoint, belongs)
+    copy_from_first_(network)
     networks = [network] if teacher is None else [network, teacher.eval()]
     for each in networks:
         precision.lay_out_(each)
-    loop = _Loop(network, task, config, teacher, objective, optimiser, precision)
+    loop = TrainingLoop(network, task, config, teacher, objective, optimiser, precision)
     n_steps = task.steps_per_epoch(config.batch_size)
-    with tqdm(
+    bar = tqdm(
         total=n_steps * config.epochs,
         initial=n_steps * len(rows),
         desc=title,
         unit="step",
-        disable=title is None,
-    ) as bar:
+        disable=title is None or not is_first(),
+    )
+    with bar, batchnorm_over_all(network):
         for epoch in range(len(rows), config.epochs):
             rows.append(loop.epoch(epoch, bar))
-            if checkpoint is not None:
-                record = belongs | _progress(rows, precision, seconds)
-                save_checkpoint(checkpoint, Checkpoint(_tensors(network, optimiser), record))
+            if checkpoint is not None and is_first():
+                save_state(checkpoint, network, optimiser, belongs | _progress(rows, precision, seconds))
     for each in networks:
         Precision().lay_out_(each)
     network.eval()
@@ -200,16 +221,26 @@ def accuracy(network: nn.Module, task: ImageTask, precision: Precision | None = 
     device = next(network.parameters()).device
     n_right = 0
     with torch.no_grad():
-        for images, labels in task.test_batches():
+        for images, labels in task.test_batches(share=own_share()):
             with precision.context(device):
                 scores = class_scores(network(precision.images(images.to(device))))
             n_right += int((scores.argmax(dim=1).cpu() == labels).sum())
-    return n_right / task.n_test
+    return sum_over_all(n_right) / task.n_test
 
 
 @dataclass(slots=True)
-class _Loop:
-    """One training's parts."""
+class TrainingLoop:
+    """One training's parts, and its steps.
+
+    Attributes:
+        network: the network in training, in the layout of `precision`.
+        task: the data.
+        config: how to train.
+        teacher: network whose scores are imitated, in the same layout; None is none.
+        objective: a further term of the loss; None is none.
+        optimiser: with each group's highest learning rate as `highest_lr`.
+        precision: number format and layout.
+    """
 
     network: nn.Module
     task: ImageTask
@@ -220,11 +251,14 @@ class _Loop:
     precision: Precision
 
     def epoch(self, epoch: int, bar: "tqdm[Any]") -> EpochRow:
+        """Train for one epoch, counted from 0, and measure the accuracy."""
         start, losses = time.perf_counter(), []
         n_steps = self.task.steps_per_epoch(self.config.batch_size)
         self.network.train()
-        torch.manual_seed(self.config.seed + epoch)  # dropout: the same whether resumed or not
-        for step, (images, labels) in enumerate(self.task.train_batches(epoch, self.config.batch_size)):
+        # Dropout: the same whether resumed or not, another one in each process.
+        torch.manual_seed(self.config.seed + epoch + _PROCESS_SEEDS * own_share().index)
+        batches = self.task.train_batches(epoch, self.config.batch_size, own_share())
+        for step, (images, labels) in enumerate(batches):
             progress = (epoch + step / n_steps) / self.config.epochs
             losses.append(self.step(images, labels, progress))
             bar.update()
@@ -237,6 +271,11 @@ class _Loop:
         return EpochRow(epoch + 1, mean_loss, test_accuracy, time.perf_counter() - start, latency_ms)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> float:
+        """Train on one batch, or this process's share of it, at a share of the training; the batch's loss.
+
+        Raises:
+            DivergenceError: the loss is no longer a number.
+        """
         device = next(self.network.parameters()).device
         images, labels = self.precision.images(images.to(device)), labels.to(device)
         for group in self.optimiser.param_groups:
@@ -244,7 +283,7 @@ class _Loop:
         loss = self._loss(images, labels)
         if self.objective is not None:
             loss = loss + self.objective.penalty(progress)
-        value = float(loss.detach())
+        value = mean_over_all(float(loss.detach()))
         if not math.isfinite(value):
             raise DivergenceError(
                 f"the loss became {value} at {progress:.0%} of the training; give a lower learning rate than "
@@ -252,6 +291,7 @@ class _Loop:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients_(p for group in self.optimiser.param_groups for p in group["params"])
         own = [p for group in self.optimiser.param_groups if group["own"] for p in group["params"]]
         nn.utils.clip_grad_norm_(own, self.config.largest_gradient)
         self.optimiser.step()
@@ -291,9 +331,10 @@ def distillation_loss(scores: Tensor, wanted: Tensor, temperature: float) -> Ten
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _optimiser(
+def make_optimiser(
     network: nn.Module, config: TrainingConfig, objective: Objective | None
 ) -> torch.optim.Optimizer:
+    """SGD on the network's parameters and the objective's, `highest_lr` in each of its groups."""
     groups: list[dict[str, Any]] = objective.parameter_groups() if objective else []
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     own = [p for p in network.parameters() if p.requires_grad and id(p) not in taken]
@@ -311,16 +352,7 @@ def _optimiser(
     return optimiser
 
 
-def _belongs(network: nn.Module, task: ImageTask, config: TrainingConfig, identity: str) -> dict[str, Any]:
-    """What a training is, as JSON values: a checkpoint is of this training where it holds the same."""
-    start = 0
-    for name, parameter in network.named_parameters():
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-        start = zlib.crc32(values.numpy().data, zlib.crc32(name.encode(), start))
-    return {"config": asdict(config), "data": task.record(), "starting weights": start, "identity": identity}
-
-
-def _resume(
+def _started(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     config: TrainingConfig,
@@ -329,27 +361,11 @@ def _resume(
     belongs: Mapping[str, Any],
 ) -> tuple[list[EpochRow], Precision, dict[str, float]]:
     """Epochs done, number format and its timings, from the checkpoint or from the start."""
-    saved = load_checkpoint(checkpoint) if checkpoint is not None else None
-    if saved is None:
+    record = restore_(checkpoint, network, optimiser, belongs) if checkpoint is not None else None
+    if record is None:
         return [], *_timed_precision(network, task, config)
-    differing = [name for name, value in belongs.items() if saved.record.get(name) != value]
-    if differing:
-        name = differing[0]
-        raise CheckpointError(
-            f"'{checkpoint}' belongs to another training, with {name} {saved.record.get(name)!r} instead of "
-            f"{belongs[name]!r}; delete it to start afresh, or give the same settings to go on."
-        )
-    prefix = "network."
-    state = {
-        name.removeprefix(prefix): value for name, value in saved.tensors.items() if name.startswith(prefix)
-    }
-    network.load_state_dict(state)
-    for index, parameter in enumerate(_parameters(optimiser)):
-        momentum = saved.tensors.get(f"momentum.{index}")
-        if momentum is not None:
-            optimiser.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
-    rows = [EpochRow(**row) for row in saved.record["rows"]]
-    return rows, Precision(**saved.record["precision"]), dict(saved.record["step_seconds"])
+    rows = [EpochRow(**row) for row in record["rows"]]
+    return rows, Precision(**record["precision"]), dict(record["step_seconds"])
 
 
 def _timed_precision(
@@ -357,8 +373,9 @@ def _timed_precision(
 ) -> tuple[Precision, dict[str, float]]:
     if not config.epochs:
         return Precision(), {}
-    images, _ = next(iter(task.train_batches(0, config.batch_size)))
-    return choose_precision(network, images.to(next(network.parameters()).device))
+    images, _ = next(iter(task.train_batches(0, config.batch_size, own_share())))
+    chosen, seconds = choose_precision(network, images.to(next(network.parameters()).device))
+    return FORMATS[number_from_first(FORMATS.index(chosen))], seconds
 
 
 def _progress(
@@ -369,17 +386,3 @@ def _progress(
         "precision": precision.to_json(),
         "step_seconds": dict(step_seconds),
     }
-
-
-def _tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for index, parameter in enumerate(_parameters(optimiser)):
-        momentum = optimiser.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{index}"] = momentum
-    return tensors
-
-
-def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
-    for group in optimiser.param_groups:
-        yield from group["params"]

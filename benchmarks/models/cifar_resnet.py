@@ -66,6 +66,11 @@ class CifarResNet(nn.Module):
         return self.linear(x)
 
 
+def resnet8(num_classes: int = 10) -> nn.Module:
+    """ResNet-8: the smallest of the family, for quick runs."""
+    return CifarResNet(1, num_classes)
+
+
 def resnet20(num_classes: int = 10) -> nn.Module:
     """ResNet-20: 0.27 M parameters, 41 M multiply-accumulates."""
     return CifarResNet(3, num_classes)

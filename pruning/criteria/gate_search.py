@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.criteria.base import SearchJob, SearchResult, finite
+from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
 from pruning.objective import TERMS, BudgetSchedule, LatencyTerm
 from pruning.sensitivity import gate_costs
@@ -60,7 +61,7 @@ class BudgetObjective:
 
     def penalty(self, progress: float) -> Tensor:
         """The latency term at the widths of the last forward pass, and the gates' own."""
-        return self.term(self.gated.widths, progress) + self.gates.penalty()
+        return self.term(self.gated.widths.cpu(), progress) + self.gates.penalty()  # where LPNet is
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The gates' parameters, without weight decay."""
@@ -69,7 +70,7 @@ class BudgetObjective:
     def latency_ms(self) -> float:
         """Predicted latency of the open gates."""
         with torch.no_grad():
-            return float(self.term.predict_ms(self.gated.widths.detach().unsqueeze(0))[0])
+            return float(self.term.predict_ms(self.gated.widths.detach().cpu().unsqueeze(0))[0])
 
 
 def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
@@ -79,7 +80,8 @@ def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
         job: what to search.
         gates: gates of its network, not started yet.
     """
-    gated = GatedNetwork(job.network, job.space, gates, job.device.grid)
+    device = next(job.network.parameters()).device
+    gated = GatedNetwork(job.network, job.space, gates, job.device.grid).to(device)
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
     history = train_gates(job, gated, gates, job.options.epochs)
@@ -128,14 +130,17 @@ def limit_gradients_(gates: SearchedGates) -> None:
 
     Closing a block raises the loss and with it all gradients; unbounded, the next steps close everything. Of
     what moves many gates together each gradient is divided by its own size plus the mean size: one group that
-    saves much more than the others is pulled no faster than they are, so that worth decides.
+    saves much more than the others is pulled no faster than they are, so that worth decides. Where several
+    processes train, what is bounded is the gradient of the whole batch.
     """
 
     def limited(gradient: Tensor) -> Tensor:
+        gradient = tensor_mean_over_all(gradient)
         factor: Tensor = LARGEST_GRADIENT / gradient.norm().clamp(min=LARGEST_GRADIENT)
         return gradient * factor
 
     def levelled(gradient: Tensor) -> Tensor:
+        gradient = tensor_mean_over_all(gradient)
         return gradient / (gradient.abs() + gradient.abs().mean() + 1e-12)
 
     together = {id(parameter) for parameter in gates.levelled()}

@@ -25,6 +25,7 @@ not public in full; this reading of it, and the following, are ours:
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,10 @@ from pruning.criteria.gate_search import SearchedGates, search_with_gates
 
 INITIAL_BIAS = 2.5
 """Standard deviations by which the scores start above the threshold: 99 % of the gates are open."""
+
+Producer = tuple[str, int, Tensor | None]
+"""Weight that makes a group's channels: name, axis, and rows of each channel, [n_channels, rows per channel]; None
+where they are the weight's own rows in order."""
 
 _LEAST_SPREAD = 0.1
 _RIDGE = 1e-4
@@ -55,6 +60,12 @@ class _BinaryGate(torch.autograd.Function):
         return slope
 
 
+def binary_gates(scores: Tensor) -> Tensor:
+    """1 where a score is above 0, else 0, [n_slots]; backward with the slope of arctan(s)/π + ½."""
+    gates: Tensor = _BinaryGate.apply(scores)
+    return gates
+
+
 class WGates(SearchedGates):
     """Weight-dependent gates of every group of a network.
 
@@ -72,6 +83,11 @@ class WGates(SearchedGates):
             for producers in self._producers
         )
         self._ranges = [(group.offset, group.offset + group.n_channels) for group in space.groups]
+        sizes = torch.tensor([group.n_channels for group in space.groups])
+        self.register_buffer("_counts", sizes, persistent=False)
+        self.register_buffer("_groups", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
+        self._counts: Tensor
+        self._groups: Tensor
         self.scale = nn.Parameter(torch.ones(len(space.groups)))
         self.bias = nn.Parameter(torch.full((len(space.groups),), INITIAL_BIAS))
 
@@ -103,30 +119,36 @@ class WGates(SearchedGates):
 
     def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Standardised scores of all groups' slots, [n_slots]."""
-        parts = []
-        for index, (producers, weight) in enumerate(zip(self._producers, self.weights, strict=True)):
-            raw = self._raw_scores(producers, weight, parameters)
-            spread = raw.std(correction=0) if len(raw) > 1 else raw.new_zeros(())
-            standard = (raw - raw.mean()) / (spread + 1e-8)
-            parts.append(standard * self.scale[index] + self.bias[index])
-        return torch.cat(parts)
+        raw = torch.cat(
+            [
+                self._raw_scores(producers, weight, parameters)
+                for producers, weight in zip(self._producers, self.weights, strict=True)
+            ]
+        )
+        centred = raw - self._means(raw)[self._groups]
+        variance = self._means(centred.square())
+        spread = torch.where(variance > 0, variance, 1).sqrt()
+        return centred * (self.scale / (spread + 1e-8))[self._groups] + self.bias[self._groups]
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Mean over each group's slots, [n_groups], of values [n_slots]."""
+        return torch.zeros_like(self.scale).index_add(0, self._groups, values) / self._counts
 
     def open(self, scores: Tensor) -> Tensor:
         """Binary gates, [n_slots]."""
-        gates: Tensor = _BinaryGate.apply(scores)
-        return gates
+        return binary_gates(scores)
 
     def _raw_scores(
-        self, producers: list[tuple[str, int, Tensor]], weight: Tensor, parameters: Mapping[str, Tensor]
+        self, producers: list[Producer], weight: Tensor, parameters: Mapping[str, Tensor]
     ) -> Tensor:
         return self._rows(producers, parameters) @ weight
 
-    def _rows(self, producers: list[tuple[str, int, Tensor]], parameters: Mapping[str, Tensor]) -> Tensor:
+    def _rows(self, producers: list[Producer], parameters: Mapping[str, Tensor]) -> Tensor:
         """What the scores of a group's slots are computed from, [n_channels, row length]."""
         parts = []
         for name, axis, positions in producers:
             rows = parameters[name].abs().movedim(axis, 0).flatten(1).float()
-            parts.append(rows[positions.to(rows.device)].mean(dim=1))
+            parts.append(rows if positions is None else rows[positions.to(rows.device)].mean(dim=1))
         return torch.cat(parts, dim=1)
 
 
@@ -154,10 +176,8 @@ def _ridge(rows: Tensor, targets: Tensor) -> Tensor:
     return weights.to(rows)
 
 
-def _producers(
-    group: ChannelGroup, space: SearchSpace, parameters: Mapping[str, Tensor]
-) -> list[tuple[str, int, Tensor]]:
-    """Weights that make a group's channels: name, axis, and row positions, [n_channels, rows per slot]."""
+def _producers(group: ChannelGroup, space: SearchSpace, parameters: Mapping[str, Tensor]) -> list[Producer]:
+    """Weights that make a group's channels."""
     found = []
     for axis in space.parameter_axes:
         parameter = parameters.get(axis.parameter)
@@ -165,7 +185,10 @@ def _producers(
             continue
         positions = _rows_of(group, axis.slots)
         if positions.size:
-            found.append((axis.parameter, axis.axis, torch.from_numpy(positions)))
+            in_order = (
+                positions.size == len(axis.slots) and (positions[:, 0] == np.arange(len(positions))).all()
+            )
+            found.append((axis.parameter, axis.axis, None if in_order else torch.from_numpy(positions)))
     return found
 
 

@@ -15,19 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pruning.data.share import WHOLE, Share
+
 Pixels = npt.NDArray[np.uint8]
 
 
 class Augmentation(Protocol):
     """A random variation of a batch; equal generator states give equal results."""
 
-    def __call__(self, images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, size: tuple[int, int], generator: torch.Generator, share: Share = WHOLE
+    ) -> Tensor:
         """Images varied and brought to `size`.
 
         Args:
             images: [N, channels, height, width], uint8; left as they are.
             size: (height, width) of the result in pixels.
             generator: the source of randomness.
+            share: the part of a batch that `images` are; they are varied as they would be in the whole batch.
 
         Returns:
             Pixels, uint8, [N, channels, *size].
@@ -45,11 +50,15 @@ class ShiftAndFlip:
     padding: int
     flip: bool
 
-    def __call__(self, images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, size: tuple[int, int], generator: torch.Generator, share: Share = WHOLE
+    ) -> Tensor:
         """Shifted and mirrored images; see `Augmentation`."""
         n_images, (height, width) = len(images), size
-        offsets = torch.randint(2 * self.padding + 1, (n_images, 2), generator=generator).tolist()
-        mirrored = self.flip & (torch.rand(n_images, generator=generator) < 0.5)
+        n_batch = n_images * share.count
+        drawn = torch.randint(2 * self.padding + 1, (n_batch, 2), generator=generator)
+        offsets = share.of(drawn).tolist()
+        mirrored = self.flip & share.of(torch.rand(n_batch, generator=generator) < 0.5)
         borders = (0, 0), (0, 0), (self.padding, self.padding), (self.padding, self.padding)
         padded = np.pad(images.numpy(), borders)
         varied = np.empty((n_images, images.shape[1], height, width), np.uint8)
@@ -74,27 +83,27 @@ class ResizedCropAndFlip:
     smallest_area: float = 0.35
     largest_aspect: float = 4 / 3
 
-    def __call__(self, images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, size: tuple[int, int], generator: torch.Generator, share: Share = WHOLE
+    ) -> Tensor:
         """Cropped, resized and mirrored images; see `Augmentation`."""
-        boxes = self._boxes(len(images), images.shape[2], images.shape[3], generator)
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        n_batch = len(images) * share.count
+        boxes = share.of(self._boxes(n_batch, images.shape[2], images.shape[3], generator)).tolist()
+        mirrored = share.of(torch.rand(n_batch, generator=generator) < 0.5)
         varied = np.empty((len(images), images.shape[1], *size), np.uint8)
         for index, image in enumerate(images.numpy()):
             crop = _resized(image, boxes[index], size)
             varied[index] = crop[:, :, ::-1] if mirrored[index] else crop
         return torch.from_numpy(varied)
 
-    def _boxes(
-        self, n_images: int, height: int, width: int, generator: torch.Generator
-    ) -> list[tuple[float, float, float, float]]:
-        """(left, top, right, bottom) of a crop for every image, in pixels."""
+    def _boxes(self, n_images: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """(left, top, right, bottom) of a crop for every image, in pixels, [n_images, 4]."""
         area, aspect, down, across = torch.rand(4, n_images, generator=generator, dtype=torch.float64)
         side = (self.smallest_area + (1 - self.smallest_area) * area).sqrt()
         stretch = torch.exp((2 * aspect - 1) * 0.5 * math.log(self.largest_aspect))
         heights, widths = height * (side / stretch).clamp(max=1), width * (side * stretch).clamp(max=1)
         tops, lefts = (height - heights) * down, (width - widths) * across
-        boxes = torch.stack([lefts, tops, lefts + widths, tops + heights], dim=1)
-        return [(left, top, right, bottom) for left, top, right, bottom in boxes.tolist()]
+        return torch.stack([lefts, tops, lefts + widths, tops + heights], dim=1)
 
 
 def _resized(image: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:

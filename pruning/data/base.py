@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruning.data.augmentation import Augmentation
 from pruning.data.normalisation import Normalisation
+from pruning.data.share import WHOLE, Share
 
 # Images that are only read, not trained on, go through in batches of this size.
 _READING_BATCH = 256
@@ -124,18 +125,24 @@ class ImageTask:
         """Number of batches that `train_batches` gives."""
         return max(1, self.n_train // batch_size)
 
-    def train_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over the training images, shuffled and varied, normalised, in float32.
 
         The same seed and epoch give the same batches, whatever came before. Images that do not fill the
         last batch are left out: BatchNorm over a few images would disturb the training.
+
+        Args:
+            epoch: number of the pass, from 0.
+            batch_size: images in a batch, all shares together.
+            share: the part of each batch to give; the parts together are the batch as it would be whole.
         """
         generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
         n_visited = min(self.n_train, self.steps_per_epoch(batch_size) * batch_size)
         order = torch.randperm(self.n_train, generator=generator)[:n_visited]
         size = self.input_size[1:]
-        for images, labels in self.train.batches(order, batch_size):
-            varied = self.augmentation(images, size, generator)
+        own = torch.cat([share.of(batch) for batch in torch.split(order, batch_size)])
+        for images, labels in self.train.batches(own, len(share.of(order[:batch_size]))):
+            varied = self.augmentation(images, size, generator, share)
             yield Batch(self.normalisation.apply(varied), labels)
 
     def calibration_batches(self, n_images: int, batch_size: int = _READING_BATCH) -> Iterator[Batch]:
@@ -144,9 +151,9 @@ class ImageTask:
         order = torch.randperm(self.n_train, generator=generator)[:n_images]
         return self._plain_batches(self.calibration, order, batch_size)
 
-    def test_batches(self, batch_size: int = _READING_BATCH) -> Iterator[Batch]:
-        """All test images in their own order, normalised, in float32."""
-        return self._plain_batches(self.test, torch.arange(self.n_test), batch_size)
+    def test_batches(self, batch_size: int = _READING_BATCH, share: Share = WHOLE) -> Iterator[Batch]:
+        """All test images of a share in their own order, normalised, in float32."""
+        return self._plain_batches(self.test, share.of(torch.arange(self.n_test)), batch_size)
 
     def record(self) -> dict[str, object]:
         """What the task is, as JSON values, to be kept with a result."""

@@ -6,7 +6,7 @@ from latency.candidate import candidate_model, first_channels
 from latency.device import DeviceSettings
 from latency.errors import ModelFileError
 from latency.measure import PairedMeasurement, Protocol
-from latency.sessions import SessionPlan, measure_sessions, pooled
+from latency.sessions import SessionPlan, measure_sessions, measure_together, pooled
 from latency.space import SearchSpace
 
 MEASUREMENT = PairedMeasurement(
@@ -70,3 +70,21 @@ def test_a_file_that_is_no_network_is_named(residual_space: SearchSpace) -> None
     plan = SessionPlan(1, 0.0, Protocol(min_pairs=6, max_pairs=6))
     with pytest.raises(ModelFileError, match="ONNX Runtime cannot read the model"):
         measure_sessions(b"no network", b"", DeviceSettings(), plan, title="measuring")
+
+
+def test_networks_measured_together_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited: list[bytes] = []
+
+    def visit(candidate: bytes, *_: object) -> PairedMeasurement:
+        visited.append(candidate)
+        return replace(MEASUREMENT, candidate_ms=float(len(visited)))
+
+    monkeypatch.setattr("latency.sessions._in_new_process", visit)
+
+    first, second, third = measure_together(
+        [b"a", b"b", b"c"], b"r", DeviceSettings(), SessionPlan(2, 0.0, Protocol()), title="measuring"
+    )
+
+    assert b"".join(visited) == b"abccba"
+    assert [m.candidate_ms for m in (first, second, third)] == [3.5, 3.5, 3.5]
+    assert first.n_pairs == 40

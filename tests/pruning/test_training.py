@@ -18,7 +18,14 @@ from pruning.data.base import ImageTask, MemorySplit
 from pruning.data.normalisation import Normalisation
 from pruning.errors import CheckpointError, DivergenceError, SettingError, StorageError
 from pruning.precision import FORMATS, Precision
-from pruning.training import TrainingConfig, TrainingHistory, _optimiser, accuracy, distillation_loss, train
+from pruning.training import (
+    TrainingConfig,
+    TrainingHistory,
+    accuracy,
+    distillation_loss,
+    make_optimiser,
+    train,
+)
 
 N_CLASSES = 3
 CONFIG = TrainingConfig(epochs=4, batch_size=16, learning_rate=0.1)
@@ -331,7 +338,7 @@ def test_an_objective_has_parameters_of_its_own_and_sees_the_progress() -> None:
 
 def test_weights_decay_and_biases_norms_and_gates_do_not() -> None:
     network, pull = _net(), _Pull()
-    groups = _optimiser(network, replace(CONFIG, weight_decay=0.3), pull).param_groups
+    groups = make_optimiser(network, replace(CONFIG, weight_decay=0.3), pull).param_groups
     decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     for name, parameter in network.named_parameters():
         assert decays[id(parameter)] == (0.3 if name in ("0.weight", "6.weight") else 0.0), name

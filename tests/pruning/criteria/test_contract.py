@@ -12,7 +12,7 @@ from pruning.criteria.base import SearchJob
 from pruning.errors import SettingError
 from pruning.prices import PricedSpace
 from pruning.search import search
-from pruning.training import save_checkpoint
+from pruning.training_state import save_state
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("name", sorted(METHODS))]
 
@@ -76,15 +76,15 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(
     checkpoint = tmp_path / "state-0.safetensors"
 
     def save_and_stop(*arguments: object) -> None:
-        save_checkpoint(*arguments)
+        save_state(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruning.training.save_checkpoint", save_and_stop)
+    monkeypatch.setattr("pruning.training.save_state", save_and_stop)
     trains = METHODS[name].search_epochs(2) > 0
     if trains:
         with pytest.raises(KeyboardInterrupt):
             run(name, make_job(checkpoint=checkpoint))
-    monkeypatch.setattr("pruning.training.save_checkpoint", save_checkpoint)
+    monkeypatch.setattr("pruning.training.save_state", save_state)
 
     again = run(name, make_job(checkpoint=checkpoint))
 

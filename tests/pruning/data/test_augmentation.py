@@ -67,7 +67,7 @@ def test_the_whole_image_resized_is_what_torch_gives() -> None:
 
 def test_crops_cover_at_least_the_smallest_area_and_lie_inside() -> None:
     crop = ResizedCropAndFlip(smallest_area=0.3, largest_aspect=1.5)
-    boxes = torch.tensor(crop._boxes(2000, 40, 60, _generator()))
+    boxes = crop._boxes(2000, 40, 60, _generator())
     left, top, right, bottom = boxes.T
     area = (right - left) * (bottom - top) / (40 * 60)
     assert float(left.min()) >= 0

@@ -1,0 +1,156 @@
+"""One cell of the comparison: what is trained, where its files lie, and when an earlier result still counts.
+
+    RUNS/WORKLOAD/dense-….safetensors       the network that every method prunes, the same on every device
+    RUNS/WORKLOAD/DEVICE/device/            its profile and LPNet on that device, shared by all methods
+    RUNS/WORKLOAD/DEVICE/METHOD-…-KEY/      one configuration: a run directory, and its outcome.json
+    RUNS/WORKLOAD/DEVICE/measured.json      all final networks measured together
+
+KEY is a hash of everything that decides the result, the device's profile included: with other data, weights, epochs or
+versions the configuration is another one and is run anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from workloads import Workload
+
+from pruning.files import file_sha256, write_atomically
+
+PROTOCOL_VERSION = 1
+"""1: first version. Raised where rows made before are no longer comparable."""
+
+DECIDING_PACKAGES = ("torch", "torchvision", "onnxruntime", "torch-pruning")
+"""Packages of which another version may give another result; the last for its own rows only."""
+
+OUTCOME_FILE = "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What one network of the comparison is made by.
+
+    Attributes:
+        workload: network, data and schedule.
+        method: name of the method.
+        budget_share: budget over dense latency.
+        seed: seed of everything random in search and training.
+        ablation: name of the ablation; None for the method as it is.
+    """
+
+    workload: Workload
+    method: str
+    budget_share: float
+    seed: int = 0
+    ablation: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `wgates-0.5-s0` or `wgates-0.5-s0-no-depth`."""
+        parts = [self.method, f"{self.budget_share:g}", f"s{self.seed}", self.ablation]
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a configuration ended.
+
+    Attributes:
+        workload: name of the workload.
+        method: name of the method.
+        ablation: name of the ablation, if it is one.
+        budget_share: budget over dense latency.
+        budget_ms: the budget.
+        dense_ms: latency of the dense network, by the device's profile.
+        predicted_ms: LPNet's latency of the final widths; None for networks that LPNet does not know.
+        certified_ms: measured latency when the network was finished; None where the budget is out of reach.
+        smallest_ms: smallest latency the method can reach, where that is above the budget.
+        accuracy: top-1 accuracy of the final ONNX file on the test images, in [0, 1].
+        dense_accuracy: the dense network's.
+        macs: multiply-accumulates of one inference.
+        params: parameters.
+        epochs: training epochs, search included.
+        seed: seed of the configuration.
+        wall_seconds: time of all its training epochs, before interruptions too, in seconds.
+        device: digest of the device that the budget belongs to.
+        made_by: versions and commit.
+        note: why there is no network, where there is none.
+    """
+
+    workload: str
+    method: str
+    ablation: str | None
+    budget_share: float
+    budget_ms: float
+    dense_ms: float
+    predicted_ms: float | None = None
+    certified_ms: float | None = None
+    smallest_ms: float | None = None
+    accuracy: float | None = None
+    dense_accuracy: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    epochs: int
+    seed: int
+    wall_seconds: float | None = None
+    device: str
+    made_by: Mapping[str, Any]
+    note: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write the outcome into its configuration's folder; it is finished with that."""
+        write_atomically(folder / OUTCOME_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Outcome | None":
+        """The outcome in a folder; None where the configuration is not finished."""
+        path = folder / OUTCOME_FILE
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    @property
+    def has_network(self) -> bool:
+        """Whether there is a final network."""
+        return self.certified_ms is not None
+
+
+def content_key(configuration: Configuration, deciding: Mapping[str, Any]) -> str:
+    """Hash of what decides a configuration's result, 12 hexadecimal digits.
+
+    Args:
+        configuration: the configuration.
+        deciding: what else decides it: data, weights, profile, options.
+    """
+    foreign = configuration.method.startswith("torch-pruning")
+    packages = DECIDING_PACKAGES if foreign else DECIDING_PACKAGES[:-1]
+    record = {
+        "protocol": PROTOCOL_VERSION,
+        **asdict(configuration),
+        "versions": {name: metadata.version(name) for name in packages},
+        **deciding,
+    }
+    # Where the code lies decides nothing.
+    record["workload"]["model"] = Path(configuration.workload.model).name
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def data_digest(location: Path | None) -> str:
+    """Hash of a data file, or of the names and sizes in a folder; empty for data that come with a library."""
+    if location is None:
+        return ""
+    if location.is_file():
+        return file_sha256(location)
+    files = sorted(path for path in location.rglob("*") if path.is_file())
+    listing = "\n".join(f"{path.relative_to(location)} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def finished(runs: Path, workload: str) -> Iterable[tuple[Path, Outcome]]:
+    """Folders and outcomes of all finished configurations of a workload, made on any device."""
+    for path in sorted((runs / workload).glob(f"*/*/{OUTCOME_FILE}")):
+        outcome = Outcome.read(path.parent)
+        assert outcome is not None
+        yield path.parent, outcome

@@ -1,0 +1,314 @@
+"""The comparison's arithmetic: what is run again, how rows become a table, which networks are chosen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ablations import ABLATIONS, FreeGates, largest_filters, random_filters
+from comparison_table import Measured, plot, row_of, table
+from configurations import Configuration, Outcome, content_key, data_digest
+from contenders import ablation_of, prune_options, schedule_of
+from torch import nn
+from torch_pruning_baseline import (
+    VARIANTS,
+    TorchPruning,
+    Tried,
+    slowest_within,
+    try_ratios,
+    with_conv_shortcuts,
+)
+from workloads import WORKLOADS
+
+from latency.space import SearchSpace
+from pruning.criteria import METHODS
+from pruning.criteria.wgates import INITIAL_BIAS
+from pruning.data import load_data
+from pruning.models import load_model
+from tests.conftest import SmallResidualNet, randomise_norms_
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = Configuration(WORKLOADS["cifar10-resnet20"], "wgates", 0.5)
+DECIDING: dict[str, Any] = {"weights": "abc", "data": "def", "profile": "0123"}
+OUTCOME = Outcome(
+    workload="cifar10-resnet20",
+    method="wgates",
+    ablation=None,
+    budget_share=0.5,
+    budget_ms=0.5,
+    dense_ms=1.0,
+    predicted_ms=0.48,
+    certified_ms=0.49,
+    accuracy=0.90,
+    dense_accuracy=0.92,
+    macs=20_000_000,
+    params=100_000,
+    epochs=8,
+    seed=0,
+    wall_seconds=100.0,
+    device="here",
+    made_by={"commit": "c0ffee"},
+)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(CONFIGURATION, seed=1),
+        replace(CONFIGURATION, budget_share=0.7),
+        replace(CONFIGURATION, method="uniform"),
+        replace(CONFIGURATION, ablation="no-depth"),
+        replace(CONFIGURATION, workload=replace(CONFIGURATION.workload, epochs=9)),
+    ],
+)
+def test_another_configuration_is_run_anew(other: Configuration) -> None:
+    assert content_key(other, DECIDING) != content_key(CONFIGURATION, DECIDING)
+
+
+@pytest.mark.parametrize("name", sorted(DECIDING))
+def test_other_data_weights_and_profiles_are_run_anew(name: str) -> None:
+    assert content_key(CONFIGURATION, DECIDING | {name: "x"}) != content_key(CONFIGURATION, DECIDING)
+
+
+def test_where_the_code_lies_decides_nothing() -> None:
+    moved = replace(CONFIGURATION.workload, model="elsewhere/cifar_resnet.py:resnet20")
+
+    assert content_key(replace(CONFIGURATION, workload=moved), DECIDING) == content_key(
+        CONFIGURATION, DECIDING
+    )
+
+
+def test_torch_prunings_version_decides_its_own_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = replace(CONFIGURATION, method="torch-pruning-bn")
+    before = content_key(CONFIGURATION, DECIDING), content_key(peer, DECIDING)
+    known = dict.fromkeys(("torch", "torchvision", "onnxruntime"), "1")
+    keys = []
+    for version in ("1", "2"):
+        versions = known | {"torch-pruning": version}
+        monkeypatch.setattr("configurations.metadata.version", versions.__getitem__)
+        keys.append((content_key(CONFIGURATION, DECIDING), content_key(peer, DECIDING)))
+
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
+    assert before[0] != before[1]
+
+
+def test_other_data_have_another_digest(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1234")
+    before = data_digest(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"5")
+
+    assert data_digest(tmp_path) != before
+    assert data_digest(tmp_path / "a.png") != data_digest(tmp_path / "b.png")
+
+
+def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert Outcome.read(tmp_path) is None
+    OUTCOME.write(tmp_path)
+
+    assert Outcome.read(tmp_path) == OUTCOME
+
+
+def rows(*measured: Measured) -> list[dict[str, Any]]:
+    return [row_of(one, "here") for one in measured]
+
+
+def test_seeds_are_one_line_with_mean_and_spread() -> None:
+    seeds = [
+        Measured(replace(OUTCOME, seed=seed, accuracy=accuracy), ms, (ms, ms))
+        for seed, accuracy, ms in ((0, 0.90, 0.48), (1, 0.91, 0.49), (2, 0.92, 0.50))
+    ]
+
+    *_, line = table(rows(*seeds)).splitlines()
+
+    assert "| 0.490 ± 0.010 ms | 0.480 ms | 91.00 ± 1.00 % | -1.00 |" in line
+
+
+def test_a_network_over_its_budget_is_told() -> None:
+    assert "| 0.510 ms (over) |" in table(rows(Measured(OUTCOME, 0.51, (0.5, 0.52))))
+
+
+def test_a_budget_out_of_reach_shows_the_smallest_latency() -> None:
+    missed = replace(OUTCOME, certified_ms=None, accuracy=None, smallest_ms=0.61, note="too deep")
+
+    *_, line = table(rows(Measured(missed))).splitlines()
+
+    assert "| at least 0.610 ms |" in line
+    assert line.endswith("| too deep |")
+
+
+def test_networks_made_for_another_device_are_shown_and_not_counted() -> None:
+    found = rows(
+        Measured(OUTCOME, 0.49, (0.48, 0.5)), Measured(replace(OUTCOME, device="there"), 0.6, (0.6, 0.6))
+    )
+
+    assert [row["counted"] for row in found] == [True, False]
+    assert [line.endswith("made for another device |") for line in table(found).splitlines()[2:]] == [
+        False,
+        True,
+    ]
+
+
+def test_the_plot_holds_the_counted_methods(tmp_path: Path) -> None:
+    found = rows(
+        Measured(OUTCOME, 0.49, (0.48, 0.5)),
+        Measured(replace(OUTCOME, method="uniform", device="there"), 0.6, (0.6, 0.6)),
+    )
+
+    plot(found, tmp_path / "plot.svg")
+
+    drawing = (tmp_path / "plot.svg").read_text()
+
+    assert "wgates" in drawing
+    assert "uniform" not in drawing
+
+
+class Widths(nn.Module):
+    """A stand-in for a pruned network: one layer of so many channels."""
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, n_channels)
+
+
+def test_the_ratio_with_the_slowest_network_within_the_budget_is_taken() -> None:
+    measured = []
+
+    def make(ratio: float) -> nn.Module:
+        return Widths(16 * round(8 * (1 - ratio)) or 128)  # all gone: the layer is left as it is
+
+    def measure(network: nn.Module) -> tuple[float, float]:
+        latency_ms = network.layer.out_features / 128
+        measured.append(latency_ms)
+        return latency_ms, latency_ms * 1.001
+
+    tried = try_ratios(make, measure, budget_ms=0.6, aim_ms=0.59)
+    best = slowest_within(tried, 0.6, 0.59)
+
+    assert best is not None
+    assert best.measured_ms == 0.5
+    assert len(measured) == len(set(measured))
+
+
+def test_where_every_ratio_is_too_slow_there_is_none() -> None:
+    assert slowest_within([Tried(0.5, 0.7, 0.71)], 0.6, 0.59) is None
+    assert slowest_within([Tried(0.5, 0.585, 0.61)], 0.6, 0.59) is None
+
+
+@pytest.fixture(scope="module")
+def cifar_net() -> nn.Module:
+    torch.manual_seed(0)
+    network = load_model(f"{ROOT}/benchmarks/models/cifar_resnet.py:resnet8", None, 10)
+    randomise_norms_(network)
+    return network
+
+
+def test_shortcuts_as_convolutions_compute_the_same(cifar_net: nn.Module) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    rewritten = with_conv_shortcuts(cifar_net)
+
+    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in rewritten.modules()) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(rewritten(images), cifar_net(images))
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_torch_pruning_gives_a_narrower_network_on_the_grid(cifar_net: nn.Module, name: str) -> None:
+    pruning = TorchPruning(cifar_net, VARIANTS[name], load_data("digits", (3, 32, 32)), round_to=16)
+
+    pruned = pruning.at(0.4)
+
+    widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(widths) < sum(m.out_channels for m in cifar_net.modules() if isinstance(m, nn.Conv2d))
+    assert all(width % 16 == 0 for width in widths)
+    assert pruned(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_random_filters_are_as_many_as_wanted_and_differ_by_seed(residual_space: SearchSpace) -> None:
+    widths = np.array([5, 7])
+    first, again, other = (random_filters(residual_space, nn.Identity(), widths, seed) for seed in (0, 0, 1))
+
+    assert [len(kept) for kept in first] == [5, 7]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_largest_filters_are_those_of_all_layers_that_make_a_channel(residual_space: SearchSpace) -> None:
+    network = SmallResidualNet()
+    with torch.no_grad():
+        for layer in (network.stem, network.outer, network.depthwise, network.inner):
+            layer.weight.fill_(0.1)
+        network.stem.weight[2] = network.outer.weight[5] = network.inner.weight[11] = 1.0
+    stem = next(group.index for group in residual_space.groups if group.n_channels == 8)
+    widths = np.where(np.arange(2) == stem, 2, 1)
+
+    kept = largest_filters(residual_space, network, widths, 0)
+
+    assert kept[stem].tolist() == [2, 5]
+    assert kept[1 - stem].tolist() == [11]
+
+
+def test_free_gates_start_where_the_worth_of_their_slots_puts_them(residual_space: SearchSpace) -> None:
+    worth = torch.arange(20.0)
+    gates = FreeGates(residual_space)
+    gates.start_from(worth, {})
+
+    scores = gates.scores({})
+
+    torch.testing.assert_close(scores, (worth - worth.mean()) / worth.std() + INITIAL_BIAS)
+    assert gates.open(scores).sum() == 20
+
+
+def test_all_ablations_are_of_the_one_method_and_differ_from_it() -> None:
+    plain = replace(CONFIGURATION, ablation=None)
+    for name in ABLATIONS:
+        ablated = replace(CONFIGURATION, ablation=name)
+        search, tuning = schedule_of(ablated)
+        same = (
+            (search, tuning) == schedule_of(plain)
+            and prune_options(ablated) == prune_options(plain)
+            and ablation_of(ablated).bench is ablation_of(plain).bench
+        )
+        assert not same, name
+
+
+@pytest.mark.parametrize("method", ["wgates", "uniform", "torch-pruning-bn"])
+def test_all_methods_train_for_the_same_number_of_epochs(method: str) -> None:
+    search, tuning = schedule_of(replace(CONFIGURATION, method=method))
+    searched = METHODS[method].search_epochs(search.epochs) if method in METHODS else 0
+
+    assert searched + tuning.epochs == CONFIGURATION.workload.epochs
+
+
+@pytest.mark.long
+def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, str(ROOT / "benchmarks" / "compare_methods.py"), "--workload", "digits-smoke"),
+        *("--method", "wgates", "--method", "torch-pruning-bn", "--ablation", "no-depth"),
+        *("--budget", "0.85", "--runs", str(tmp_path), "--no-results"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    outcomes = "digits-smoke/*/wgates-*/outcome.json"
+    deadline = time.monotonic() + 400
+    while not list(tmp_path.glob(outcomes)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (first,) = tmp_path.glob(outcomes)
+    made = first.stat().st_mtime_ns
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == made
+    assert sum(line.startswith("| digits-smoke") for line in done.stdout.splitlines()) == 3
