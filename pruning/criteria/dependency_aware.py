@@ -14,8 +14,9 @@ Ours:
 - P may be the saving of latency, or of multiply-accumulates, were those channels gone, and R the saving that the
   budget asks for (`--objective`);
 - a channel with several BatchNorms (residual stages) or readers takes the mean of each;
-- the paper steers once in each of 160 epochs, by δ = 1e-5. Here T = 160 times are spread over the search however
-  short, and δ is larger where λ, if it only rose, would not take a γ from 1 to 0 in half of the search;
+- the paper steers once in each of 160 epochs, by δ = 1e-5. Here T ≤ 160 times are spread over the search however
+  short, ten steps apart at least, and δ is larger where λ, if it only rose, would not take a γ from 1 to 0 in half
+  of the search. In a short one more may become sparse than R asks for; the cut ranks by S and keeps the best of it;
 - γ are trained by a group of their own, so that the bound on the other weights' gradient does not weaken λ;
 - the floor of 8 channels a layer is the device's grid instead.
 """
@@ -37,7 +38,10 @@ RELATIVE_THRESHOLD = 0.02
 """Share of the largest importance below which a channel counts as gone (the paper's)."""
 
 N_UPDATES, STEP = 160, 1e-5
-"""How often λ is changed, and by how much at least (the paper's)."""
+"""How often λ is changed at most, and by how much at least (the paper's)."""
+
+LEAST_STEPS = 10
+"""Steps between two changes of λ: what a momentum of 0.9 takes to show what the last one did (ours)."""
 
 
 class DynamicStrength(nn.Module):
@@ -149,7 +153,8 @@ class DependencyAware(Method):
         config = job.options.training(job.options.epochs, job.seed)
         target = 1 - job.device.aim_ms(job.budget_ms) / dense_ms
         n_steps = config.epochs * job.task.steps_per_epoch(config.batch_size)
-        strength = DynamicStrength(target, sparsity(), step=strength_step(config, n_steps))
+        n_updates, step = steering(config, n_steps)
+        strength = DynamicStrength(target, sparsity(), step=step, n_updates=n_updates)
         scales = _scales(space, network)
         steered = SteeredNetwork(network, strength)
         history = train(
@@ -169,13 +174,14 @@ class DependencyAware(Method):
         return epochs
 
 
-def strength_step(config: TrainingConfig, n_steps: int) -> float:
-    """δ for a training of so many steps: the paper's, or what λ needs to make anything sparse in the time there is.
+def steering(config: TrainingConfig, n_steps: int) -> tuple[int, float]:
+    """T and δ for a training of so many steps: the paper's, or what λ needs in the time there is.
 
     λ = δ T s after a share s of the training moves γ by δ T s² / 2 · Σ lr / (1 − momentum); at s = ½ that is to be 1.
     """
+    n_updates = max(1, min(N_UPDATES, n_steps // LEAST_STEPS))
     travel = sum(config.learning_rate * config.factor(step / n_steps) for step in range(n_steps))
-    return max(STEP, 8 * (1 - config.momentum) / (N_UPDATES * max(travel, 1e-12)))
+    return n_updates, max(STEP, 8 * (1 - config.momentum) / (n_updates * max(travel, 1e-12)))
 
 
 def importance(space: SearchSpace, network: nn.Module) -> Tensor:

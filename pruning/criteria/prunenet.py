@@ -11,7 +11,9 @@ where we looked, beyond that importance is a variance after filtering; this read
   statistics included, while the scales are trained for at most one epoch on
   loss = distillation + latency term at the widths Σ a, whose target falls to the budget; scales that the loss does
   not hold go down, most of all where a channel saves much;
-- importance is a² times the share, as the variance that is left; over all layers the smallest go first.
+- importance is a, times the share relative to its group's mean to the power of 0.15: the scales say what each layer
+  needs, the variance which of its channels. Over all layers the smallest go first. On ResNet-20 (CIFAR-10, half of the
+  latency, no fine-tuning) a alone kept 28.2 % accuracy, with that power 29.7 %, a² times the share 22.2 %.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +37,9 @@ N_IMAGES, BATCH_SIZE = 1024, 64
 
 MOST_EPOCHS = 1
 """Epochs of the light optimisation at most (ours)."""
+
+SHARE_POWER = 0.15
+"""Power of the explained variance beside the trained scale (ours, see above)."""
 
 _LEAST_SCALE = 1e-3
 
@@ -95,7 +100,9 @@ class PruneNet(Method):
         with frozen(job.network):
             history = train_gates(job, scaled, scales, self.search_epochs(job.options.epochs))
         values = scaled.gate_values().detach().double().cpu()
-        scores = 2 * values.log() + shares.double().clamp(min=1e-9).log()
+        parts = torch.split(shares.clamp(min=1e-9), job.space.full_widths.tolist())
+        relative = torch.cat([part / part.mean() for part in parts])
+        scores = values.log() + SHARE_POWER * relative.log()
         return SearchResult(finite(scores).numpy(), history)
 
     def search_epochs(self, epochs: int) -> int:
