@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(DEMO)
 
 test: check
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

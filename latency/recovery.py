@@ -1,5 +1,7 @@
 """Group widths of a pruned ONNX network, found by comparing its weights' shapes with the base network's."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 
@@ -14,25 +16,15 @@ Shapes = dict[str, tuple[int, ...]]
 def recovered_widths(space: SearchSpace, pruned: onnx.ModelProto) -> IntArray:
     """Widths of the pruned network, [n_groups].
 
-    A group's width is read off an axis of a weight that holds its channels alone; a group none of whose weights is left
-    has width 0. The candidate of these widths must then have the same weights, shape by shape.
+    The size of every axis of a weight is a sum of widths; each sum with one width that is not known yet gives it. A
+    group none of whose weights is left has width 0. The candidate of these widths must then have the same weights,
+    shape by shape.
 
     Raises:
         ModelFileError: the network is no pruned version of the search space's.
     """
     found = _shapes(pruned)
-    widths = np.zeros(len(space.groups), dtype=np.int64)
-    for axis in space.parameter_axes:
-        shape = found.get(axis.parameter)
-        group = _only_group(space, axis.slots)
-        if shape is None or axis.axis >= len(shape) or group is None:
-            continue
-        n_channels, n_full = shape[axis.axis], len(axis.slots)
-        if not 0 <= n_channels <= n_full:
-            raise ModelFileError(
-                f"Weight {axis.parameter!r} has {n_channels} channels, in the base network {n_full}."
-            )
-        widths[group] = max(widths[group], n_channels * space.full_widths[group] // n_full)
+    widths = _solved(space, _sums(space, found))
     try:
         expected = _shapes(candidate_model(space, first_channels(widths)))
     except LatencyError as error:
@@ -41,23 +33,61 @@ def recovered_widths(space: SearchSpace, pruned: onnx.ModelProto) -> IntArray:
     return space.canonical(widths)
 
 
-def _only_group(space: SearchSpace, slots: IntArray) -> int | None:
-    """The group that all slots belong to; None where there are several, or channels that are fixed."""
-    if not slots.size or (slots == FIXED).any():
-        return None
-    first = int(slots.flat[0])
-    for group in space.groups:
-        if group.offset <= first < group.offset + group.n_channels:
-            inside = (slots >= group.offset) & (slots < group.offset + group.n_channels)
-            return group.index if inside.all() else None
-    return None
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """n_channels = Σ per_slot · width over groups, read off an axis of a parameter."""
+
+    parameter: str
+    per_slot: dict[int, int]
+    n_channels: int
+
+
+def _sums(space: SearchSpace, found: Shapes) -> list[_Sum]:
+    offsets = np.array([group.offset for group in space.groups])
+    sums = []
+    for axis in space.parameter_axes:
+        shape = found.get(axis.parameter)
+        if shape is None or axis.axis >= len(shape):
+            continue
+        free = axis.slots[axis.slots != FIXED]
+        members = np.searchsorted(offsets, free, side="right") - 1
+        counts = {int(group): int((members == group).sum()) for group in np.unique(members)}
+        per_slot = {group: count // int(space.full_widths[group]) for group, count in counts.items()}
+        if all(per_slot[group] * space.full_widths[group] == count for group, count in counts.items()):
+            n_fixed = len(axis.slots) - len(free)
+            sums.append(_Sum(axis.parameter, per_slot, shape[axis.axis] - n_fixed))
+    return sums
+
+
+def _solved(space: SearchSpace, sums: list[_Sum]) -> IntArray:
+    """Widths that the sums say, 0 where they say nothing, [n_groups]."""
+    known: dict[int, int] = {}
+    n_before = -1
+    while len(known) > n_before:
+        n_before = len(known)
+        for one in sums:
+            unknown = [group for group in one.per_slot if group not in known]
+            if len(unknown) != 1:
+                continue
+            rest = one.n_channels - sum(
+                n * known[group] for group, n in one.per_slot.items() if group in known
+            )
+            width, odd = divmod(rest, one.per_slot[unknown[0]])
+            if odd or not 0 <= width <= space.full_widths[unknown[0]]:
+                raise ModelFileError(
+                    f"The network is no pruned version of this search space: weight {one.parameter!r} would leave "
+                    f"{rest / one.per_slot[unknown[0]]:g} of the {space.full_widths[unknown[0]]} channels of group "
+                    f"'{space.groups[unknown[0]].name}'."
+                )
+            known[unknown[0]] = width
+    return np.array([known.get(group.index, 0) for group in space.groups], dtype=np.int64)
 
 
 def _shapes(model: onnx.ModelProto) -> Shapes:
     """Shapes of the weights that channels can be read off: constants of real numbers with axes."""
     tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             tensors += [(node.output[0], entry.t) for entry in node.attribute if entry.name == "value"]
     return {
         name: tuple(tensor.dims)

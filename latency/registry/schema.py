@@ -20,7 +20,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar[dict[type, Double[float]]] = {float: Double()}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
 
 
 class Device(Base):

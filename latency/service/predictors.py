@@ -5,9 +5,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from latency.predictor import Predictor
 from latency.registry.networks import uploaded_space
 from latency.registry.registry import Registry
+from latency.service.batching import Batcher
 from latency.space import SearchSpace
 
 Value = TypeVar("Value")
@@ -52,9 +52,9 @@ class LastUsed(Generic[Value]):
         return value
 
 
-def cached_predictors(registry: Registry, n_kept: int) -> LastUsed[Predictor]:
+def cached_predictors(registry: Registry, n_kept: int) -> LastUsed[Batcher]:
     """Predictors by the LPNet's id."""
-    return LastUsed(registry.lpnets.load, n_kept)
+    return LastUsed(lambda lpnet_id: Batcher(registry.lpnets.load(lpnet_id)), n_kept)
 
 
 def cached_spaces(registry: Registry, n_kept: int) -> LastUsed[SearchSpace]:

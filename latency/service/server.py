@@ -1,6 +1,7 @@
 """Serving a registry: what `trimms serve` runs."""
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -57,6 +58,8 @@ def serve(
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False
         )
+        # uvicorn stops at SIGTERM, then raises it again: to be told to stop is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         announce(f"http://{host}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listener])
     finally:

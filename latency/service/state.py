@@ -5,9 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from latency.predictor import Predictor
 from latency.registry.registry import Registry
 from latency.service.access import Access
+from latency.service.batching import Batcher
 from latency.service.metrics import ServiceMetrics
 from latency.service.predictors import LastUsed
 from latency.service.settings import ServiceSettings
@@ -32,7 +32,7 @@ class Service:
     settings: ServiceSettings
     access: Access
     metrics: ServiceMetrics
-    predictors: LastUsed[Predictor]
+    predictors: LastUsed[Batcher]
     spaces: LastUsed[SearchSpace]
     can_train: bool
 

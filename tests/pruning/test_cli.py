@@ -382,7 +382,8 @@ def test_ways_to_prune_that_make_no_sense_are_refused(
 
 
 def test_the_help_names_every_method() -> None:
-    assert tuple(METHODS) == METHOD_NAMES
+    own = [name for name, method in METHODS.items() if type(method).__module__.startswith("pruning.")]
+    assert tuple(own) == METHOD_NAMES
 
 
 def test_a_device_that_was_not_profiled_is_refused(finished_run: tuple[Path, dict[str, object]]) -> None:

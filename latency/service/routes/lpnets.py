@@ -78,7 +78,7 @@ def download_lpnet(lpnet_id: str, service: Parts) -> Response:
 )
 def predict_onnx(lpnet_id: str, body: Body, service: Parts) -> dict[str, object]:
     """Latency of a pruned network in an ONNX file; its widths are recovered by comparison with the base network."""
-    predictor = service.predictors.get(lpnet_id)
+    predictor = service.predictors.get(lpnet_id).predictor
     space = service.spaces.get(predictor.manifest.structure_hash)
     widths = recovered_widths(space, parsed_model(body))
     found = predictor.predict(widths)

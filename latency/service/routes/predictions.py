@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from latency.errors import LatencyError
 from latency.npy import NPY
-from latency.predictor import Predictor
+from latency.predictor import FloatArray, Predictor
 from latency.service.problems import problem
 from latency.service.state import Service
 from latency.service.vectors import (
@@ -77,7 +77,7 @@ class Predictions:
         lpnet_id, what = found.groups()
         scope["route"] = self._routes[what]
         try:
-            encoded = await self._answered(lpnet_id, ANSWERS[what], dict(scope["headers"]), receive)
+            encoded = await self._answered(lpnet_id, what, dict(scope["headers"]), receive)
         except LatencyError as error:
             request_id = scope.get("state", {}).get("request_id", "")
             await problem(error, request_id=request_id)(scope, receive, send)
@@ -90,25 +90,34 @@ class Predictions:
         await send({"type": "http.response.body", "body": encoded.content})
 
     async def _answered(
-        self, lpnet_id: str, answer: Answer, headers: Mapping[bytes, bytes], receive: Receive
+        self, lpnet_id: str, what: str, headers: Mapping[bytes, bytes], receive: Receive
     ) -> Encoded:
         body = await _body(receive)
-        predictor = self._service.predictors.peek(lpnet_id)
-        if predictor is None:
-            predictor = await run_in_threadpool(self._service.predictors.get, lpnet_id)
-        what = (lpnet_id, predictor, answer, body, headers)
-        if len(body) > ROWS_IN_LOOP * 8 * len(predictor.manifest.group_names):
-            return await run_in_threadpool(self._encoded, *what)
-        return self._encoded(*what)
+        held = self._service.predictors.peek(lpnet_id)
+        if held is None:
+            held = await run_in_threadpool(self._service.predictors.get, lpnet_id)
+        n_groups = len(held.predictor.manifest.group_names)
+        if len(body) > ROWS_IN_LOOP * 8 * n_groups:
+            return await run_in_threadpool(self._priced, lpnet_id, held.predictor, what, body, headers)
+        if what == "predict" and headers.get(b"accept") != NPY.encode():
+            widths = self._widths(body, headers)
+            if widths.shape in ((n_groups,), (1, n_groups)):
+                found = await held.predict(widths.reshape(-1))
+                self._service.metrics.predictions.inc()
+                return encode_prediction(lpnet_id, found, as_npy=False)
+        return self._priced(lpnet_id, held.predictor, what, body, headers)
 
-    def _encoded(
-        self, lpnet_id: str, predictor: Predictor, answer: Answer, body: bytes, headers: Mapping[bytes, bytes]
+    def _priced(
+        self, lpnet_id: str, predictor: Predictor, what: str, body: bytes, headers: Mapping[bytes, bytes]
     ) -> Encoded:
-        media_type = headers.get(b"content-type", b"application/json").decode("latin-1")
-        widths = read_widths(body, media_type, most_rows=self._service.settings.batch_rows)
-        encoded = answer(lpnet_id, predictor, widths, headers.get(b"accept") == NPY.encode())
+        widths = self._widths(body, headers)
+        encoded = ANSWERS[what](lpnet_id, predictor, widths, headers.get(b"accept") == NPY.encode())
         self._service.metrics.predictions.inc(1 if widths.ndim == 1 else len(widths))
         return encoded
+
+    def _widths(self, body: bytes, headers: Mapping[bytes, bytes]) -> FloatArray:
+        media_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+        return read_widths(body, media_type, most_rows=self._service.settings.batch_rows)
 
 
 async def _body(receive: Receive) -> bytes:
