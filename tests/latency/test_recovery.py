@@ -28,7 +28,7 @@ def test_widths_come_back_from_the_shapes_of_the_weights(name: str) -> None:
 
 def test_a_network_with_other_weights_is_refused(residual_space: SearchSpace) -> None:
     for change, match in (
-        (lambda model: model.graph.initializer.pop(), "is missing, for its widths it would be"),
+        (_without_stem, "is missing, for its widths it would be"),
         (lambda model: _widen(model, 10_000), "would leave .* of the 8 channels of group 'stem'"),
     ):
         other = onnx.ModelProto()
@@ -36,6 +36,12 @@ def test_a_network_with_other_weights_is_refused(residual_space: SearchSpace) ->
         change(other)
         with pytest.raises(ModelFileError, match=match):
             recovered_widths(residual_space, other)
+
+
+def _without_stem(model: onnx.ModelProto) -> None:
+    kept = [tensor for tensor in model.graph.initializer if not tensor.name.startswith("stem")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _widen(model: onnx.ModelProto, n_channels: int) -> None:
