@@ -96,7 +96,8 @@ class PruneNet(Method):
         """Logarithms of the importances of all slots; see `Method.search`."""
         shares = job.stored("shares", lambda: explained_variance(job.network, job.space, job.task))
         scales = Scales(job.n_slots)
-        scaled = ScaledNetwork(job.network, job.space, scales, job.device.grid)
+        device = next(job.network.parameters()).device
+        scaled = ScaledNetwork(job.network, job.space, scales, job.device.grid).to(device)
         with frozen(job.network):
             history = train_gates(job, scaled, scales, self.search_epochs(job.options.epochs))
         values = scaled.gate_values().detach().double().cpu()
