@@ -34,7 +34,8 @@ def page(service: RunningService, known_network: KnownNetwork) -> Iterator[Page]
         page.on("request", lambda request: asked.append(request.url))
         page.goto(service.url)
         expect(page.locator("#message")).to_contain_text("A token is needed")
-        said.clear()  # the browser notes the refusals
+        page.wait_for_load_state("networkidle")
+        said.clear()  # the browser notes each refusal
         page.locator("#token").fill(service.reader)
         page.keyboard.press("Enter")
         expect(page.locator("#latency")).to_contain_text("ms")
