@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from pruning.cli_method import METHOD, method_options, prune_options
 from pruning.cli_options import (
     FLEET,
-    METHOD,
     MISSED_BUDGET,
     PROFILING,
     announce,
@@ -24,12 +24,10 @@ from pruning.cli_options import (
     fleet_options,
     guarded,
     json_option,
-    method_options,
     network_options,
     out_option,
     profile_options,
     profiling,
-    prune_options,
     recipe_option,
     run_settings,
     seed_option,

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -17,9 +17,6 @@ from latency.fleet.address import FleetAddress
 from pruning.device_stages import FleetOptions, ProfileOptions
 from pruning.errors import EnvironmentFailure, PruningError, SettingError
 from pruning.run import RunSettings
-
-if TYPE_CHECKING:  # it imports torch
-    from pruning.prune_stage import PruneOptions
 
 MISSED_BUDGET, USER_ERROR, ENVIRONMENT_FAILURE, INTERRUPTED = 1, 2, 3, 130
 """Exit codes besides 0, which means: done, and where a latency was measured, within the budget."""
@@ -80,7 +77,9 @@ def guarded(command: Command) -> Command:
     return called
 
 
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def joined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator that is all of them, in this order in `--help`."""
+
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
             command = decorator(command)
@@ -132,7 +131,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
 )
-device_options = _options(
+device_options = joined(
     click.option("--threads", type=int, default=1, show_default=True, help="Threads of one inference."),
     click.option(
         "--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, openvino, cuda, …"
@@ -141,7 +140,7 @@ device_options = _options(
 batch_option = click.option(
     "--batch-size", type=int, default=None, help="Images per inference; instead of the one in --input-size."
 )
-network_options = _options(
+network_options = joined(
     click.option("--model", required=True, help="torchvision:NAME, timm:NAME or path/to/file.py:factory."),
     click.option("--weights", type=click.Path(path_type=Path), help="Weights: safetensors or a torch file."),
     click.option("--data", required=True, help="digits, cifar10:ROOT, folder:ROOT or npz:FILE."),
@@ -164,7 +163,7 @@ network_options = _options(
         help="Keep all channels that an operator which is not understood touches, instead of refusing.",
     ),
 )
-profile_options = _options(
+profile_options = joined(
     click.option(
         "--candidates",
         type=int,
@@ -184,77 +183,25 @@ profile_options = _options(
     ),
 )
 _PEM = click.Path(path_type=Path)
-tls_options = _options(
+tls_options = joined(
     click.option(
         "--tls-ca", type=_PEM, help="For tls://: certificate of the authority that signed all others."
     ),
     click.option("--tls-cert", type=_PEM, help="For tls://: certificate of this machine."),
     click.option("--tls-key", type=_PEM, help="For tls://: its private key."),
 )
-fleet_options = _options(
+fleet_options = joined(
     click.option(
         "--scheduler", help="Measure on the devices of this Dask scheduler, such as tcp://10.0.0.5:8786."
     ),
     click.option("--device", help="With --scheduler: name of one of the devices of the kind to measure on."),
     tls_options,
 )
-budget_options = _options(
+budget_options = joined(
     click.option("--budget-ms", type=float, help="Latency budget in ms of the profiled device."),
     click.option("--speedup", type=float, help="Budget as a share of the dense latency: 2 means half of it."),
 )
-METHOD_NAMES = (
-    *("wgates", "scaling-factors", "prunenet", "dependency-aware"),
-    *("uniform", "l1", "bn-scale", "taylor-knapsack"),
-)
-"""Names of `pruning.criteria.METHODS`, which needs torch."""
-
-method_options = _options(
-    click.option(
-        "--method",
-        default="wgates",
-        show_default=True,
-        help=f"By what channels are judged: {', '.join(METHOD_NAMES)}.",
-    ),
-    click.option(
-        "--objective",
-        default="latency",
-        show_default=True,
-        help="What the search is charged for: latency, macs or channels; the budget is in ms either way.",
-    ),
-    click.option(
-        "--depth/--no-depth",
-        default=True,
-        show_default=True,
-        help="Whether whole branches may be removed, where the method can.",
-    ),
-    click.option(
-        "--also",
-        multiple=True,
-        metavar="DIR:MS",
-        help="Meet so many ms on the device or setting of run directory DIR too, profiled and fitted there.",
-    ),
-    click.option(
-        "--latency-term",
-        default="hinge",
-        show_default=True,
-        help="How gates are charged: hinge and lagrangian hold the budget, log is the paper's α·log(1 + latency).",
-    ),
-    click.option(
-        "--search-epochs",
-        type=int,
-        default=4,
-        show_default=True,
-        help="Epochs of the search; `trimms run` gives those that the method does not use to the fine-tuning.",
-    ),
-    click.option(
-        "--search-lr",
-        type=float,
-        default=0.01,
-        show_default=True,
-        help="Highest learning rate of the search.",
-    ),
-)
-finetune_options = _options(
+finetune_options = joined(
     click.option("--epochs", type=int, default=8, show_default=True, help="Epochs of fine-tuning."),
     click.option(
         "--lr", type=float, default=0.02, show_default=True, help="Highest learning rate of the fine-tuning."
@@ -327,34 +274,6 @@ def core_numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in text.split(",")):
         raise click.BadParameter(f"'{text}' is no list of core numbers, such as 0 or 2,3.")
     return tuple(sorted({int(part) for part in text.split(",")}))
-
-
-METHOD = ("method", "objective", "depth", "also")
-"""Names of the options of `method_options` that say by what channels are judged."""
-
-
-def prune_options(*, method: str, objective: str, depth: bool, also: tuple[str, ...]) -> "PruneOptions":
-    """What `method_options` say, but for the epochs.
-
-    Raises:
-        SettingError: a name is not known, or --also is not a directory and a number.
-    """
-    from pruning.prune_stage import PruneOptions
-
-    return PruneOptions(method, objective, depth, tuple(_device_budget(text) for text in also))
-
-
-def _device_budget(text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition(":")
-    try:
-        budget_ms = float(number)
-    except ValueError:
-        name = ""
-    if not name:
-        raise SettingError(
-            f"--also '{text}' is not a run directory and a number of ms, such as runs/threads2:0.8."
-        )
-    return name, budget_ms
 
 
 def run_settings(

@@ -51,7 +51,7 @@ LAYERS = {
         ("device_stages", "prune_stage", "stages"),
         ("report", "report_inputs"),
         ("pipeline",),
-        ("cli", "cli_options", "cli_service"),
+        ("cli", "cli_method", "cli_options", "cli_service"),
     ),
 }
 
@@ -74,6 +74,7 @@ WITH_DASK = ("latency.fleet.device_worker", "latency.fleet.fleet_bench", "latenc
 ON_A_DEVICE = (
     "certificate",
     "cli",
+    "cli_method",
     "cli_options",
     "cli_service",
     "device_stages",

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
 from pruning.cli import cli
-from pruning.cli_options import METHOD_NAMES, parse_input_shape
+from pruning.cli_method import METHOD_NAMES
+from pruning.cli_options import parse_input_shape
 from pruning.criteria import METHODS
 from pruning.errors import SettingError
 from pruning.plan import Plan
