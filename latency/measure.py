@@ -52,7 +52,8 @@ class Protocol:
         min_sample_ms: a sample holds as many inferences as it takes to last this long.
         max_preempted: preempted samples that are dropped and repeated at most; further ones are kept, and the
             measurement then counts as not converged, as it does where these were kept for lack of time.
-        preempted_share: share of a sample's wall-clock time without the core that makes it preempted.
+        preempted_share: share of a sample's wall-clock time without the core that makes it preempted; where several
+            threads compute, any involuntary switch does.
     """
 
     warmup_runs: int = 10

@@ -23,7 +23,7 @@ from latency.measure import (
     ready,
 )
 from latency.session import make_session
-from latency.timing import ManyThreadsClock, SingleThreadClock, clock_of, garbage_collection_off
+from latency.timing import ManyThreadsClock, SingleThreadClock, TimedNet, clock_of, garbage_collection_off
 
 
 @dataclass
@@ -32,7 +32,8 @@ class FakeMachine:
 
     Attributes:
         preempted_runs: numbers of the runs during which the core is away for 10 ms.
-        counts_switches: whether the scheduler counts these as involuntary switches.
+        counts_switches: whether these show as involuntary switches, as where several threads compute, instead of
+            as missing CPU time.
         drift_per_ms: growth of all times per millisecond that has passed.
     """
 
@@ -51,7 +52,7 @@ class FakeMachine:
         return self.now_ns
 
     def cpu_ns(self) -> int | None:
-        return self.busy_ns
+        return None if self.counts_switches else self.busy_ns
 
     def involuntary_switches(self) -> int:
         return self.switches
@@ -66,7 +67,6 @@ class FakeMachine:
             self.busy_ns += spent
             if self.n_runs in self.preempted_runs:
                 self.now_ns += 10_000_000
-                self.busy_ns += 10_000_000 if self.counts_switches else 0
                 self.switches += self.counts_switches
             self.n_runs += 1
             self.log.append(name)
@@ -109,6 +109,18 @@ def test_preempted_samples_are_dropped_and_repeated(counts_switches):
     assert set(found.candidate_samples_ms) == {1.0}
     assert set(found.reference_samples_ms) == {2.0}
     assert found.converged
+
+
+@pytest.mark.parametrize(("away_ns", "counts"), [(19_000, False), (30_000, True)], ids=["short", "long"])
+def test_a_switch_counts_by_the_time_that_it_costs(away_ns, counts):
+    machine = FakeMachine()
+
+    def run() -> None:
+        machine.now_ns += 1_000_000 + away_ns
+        machine.busy_ns += 1_000_000
+        machine.switches += 1
+
+    assert TimedNet(run, machine, 1, preempted_share=0.02).sample().preempted is counts
 
 
 def test_a_preempted_sample_is_repeated_by_the_same_network():
