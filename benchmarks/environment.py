@@ -11,6 +11,8 @@ from latency.device import DeviceSettings, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+# What benchmarks write themselves makes the tree no other one.
+_WRITTEN = (":!benchmarks/results", ":!data/profiles")
 _PACKAGES = ("trimms", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "timm", "torch-pruning")
 
 
@@ -31,15 +33,19 @@ def made_by() -> dict[str, Any]:
     return {
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN)),
     }
 
 
-def write_results(name: str, rows: list[dict[str, Any]], **further: Any) -> Path:
+def write_results(
+    name: str, rows: list[dict[str, Any]], *, settings: DeviceSettings | None = None, **further: Any
+) -> Path:
     """Write `benchmarks/results/NAME.json` with the environment; returns its path."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), **further, "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"environment": environment(settings), **further, "rows": rows}, indent=1) + "\n"
+    )
     return path
 
 

@@ -8,9 +8,11 @@ For each case a profile set is measured with the default settings; then 200 held
 pruner's way from the full width down (scores from the filters' norms), in two passes that are minutes apart, or as many
 more, up to eight, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all. Every
 method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept in
-data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was.
+data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was. Rows of other cases that the results
+hold for this device stay, each with its commit.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from environment import ROOT, write_results
+from environment import RESULTS, ROOT, made_by, write_results
 from layer_tables import measure_tables
 from predictors import first_candidates, fit_all
 
@@ -87,14 +89,25 @@ CASES = {
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(cases: str, held_out: int, most_train: int, provider: str, seed: int) -> None:
     """See the module's docstring."""
-    rows: list[dict[str, Any]] = []
     results = "lpnet_accuracy" if provider == "cpu" else f"lpnet_accuracy-{provider}"
+    device = DeviceSettings.parse(provider)
+    rows = other_cases(RESULTS / f"{results}.json", cases.split(","), fingerprint(device).digest)
     for name in cases.split(","):
         case = CASES[name]
         few = replace(case, n_train=tuple(n for n in case.n_train if n <= most_train))
         settings = DeviceSettings.parse(provider, threads=case.threads, batch_size=1)
         rows += examine(name, few, settings, held_out, seed)
-        click.echo(f"written: {write_results(results, rows)}")
+        click.echo(f"written: {write_results(results, rows, settings=device)}")
+
+
+def other_cases(path: Path, measured: Sequence[str], device: str) -> list[dict[str, Any]]:
+    """Rows of the results so far, if they are this device's (its digest), without those of cases to be measured."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    if found["environment"]["fingerprint"]["digest"] != device:
+        return []
+    return [row for row in found["rows"] if row.get("case", measured[0]) not in measured]
 
 
 def examine(
@@ -128,6 +141,8 @@ def examine(
             on_path = prediction_metrics(predict(path_widths), path_ms)
             rows.append(
                 {
+                    "case": name,
+                    "commit": made_by()["commit"],
                     "device": train.header.fingerprint.describe(),
                     "model": case.model,
                     "setting": f"{case.size_px} px, batch 1, {case.threads} thread(s)",

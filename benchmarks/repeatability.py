@@ -138,13 +138,13 @@ def _at_clocks_pace(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Ratios corrected to one pace, [n_visits, n], and the standard error of a visit to each candidate, [n].
 
-    Exponent and error of one half of the candidates come from the first and last visit to the other half.
+    Exponent and error of one half of the candidates come from the visits to the other half.
     """
     n = ratios.shape[1]
     settled, stderr = ratios.copy(), np.empty(n)
     ends = [0, len(ratios) // 2]
     for half in (np.arange(n) % 2 == 0, np.arange(n) % 2 == 1):
-        exponent = pace_exponent(ratios[ends][:, ~half].T, paces[ends][:, ~half].T)
+        exponent = pace_exponent(list(ratios[:, ~half].T), list(paces[:, ~half].T))
         settled[:, half] = ratios[:, half] ** (1 + exponent * paces[:, half])
         others = ratios[ends][:, ~half] ** (1 + exponent * paces[ends][:, ~half])
         stderr[half] = np.median(np.abs(np.log(others[0] / others[1]))) / (0.6745 * math.sqrt(2))

@@ -210,15 +210,7 @@ def make_lpnet(folder: Path) -> None:
     """An LPNet of MobileNetV2 at 224 px: a real fit, to latencies that grow with the multiply-accumulates."""
     space = trace(load_model("torchvision:mobilenet_v2"), (1, 3, 224, 224))
     grid = Grid.from_step(space.structure, ChannelStep(dense=16, depthwise=16))
-    header = ProfileHeader(
-        fingerprint=fingerprint(DeviceSettings()),
-        protocol=Protocol(),
-        structure_hash=space.structure_hash,
-        group_names=tuple(group.name for group in space.groups),
-        full_widths=tuple(space.full_widths.tolist()),
-        grid=grid,
-        seed=0,
-    )
+    header = ProfileHeader.of_space(space, grid, fingerprint(DeviceSettings()), Protocol())
     rng = np.random.default_rng(0)
     rows = []
     for widths in sample_widths(space, grid, N_CANDIDATES, seed=0):

@@ -1,4 +1,4 @@
-"""How latency ratios move with the machine's pace, learnt from networks that were measured twice.
+"""How latency ratios move with the machine's pace, learnt from networks that were measured again.
 
 A ratio to a reference cancels what slows every network alike. On a shared machine some of it does not cancel: where
 neighbours take the caches and the memory's bandwidth, small networks lose more than large ones, or less. How slow
@@ -13,35 +13,38 @@ fit the caches, g was not found different from 0.
 The form and the estimate are ours.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Fewer pairs say nothing about a slope.
-_FEWEST_PAIRS = 20
+# Fewer say nothing about a slope.
+_FEWEST_NETWORKS = 20
 _N_FOLDS = 10
 # Huber's limit in standard deviations, and rounds of reweighting.
 _HUBER, _ROUNDS = 1.5, 20
 
 
-def pace_exponent(ratios: FloatArray, paces: FloatArray) -> float:
-    """The exponent g, or 0 where correcting by it does not bring two measurements closer by a standard error.
+def pace_exponent(ratios: Sequence[FloatArray], paces: Sequence[FloatArray]) -> float:
+    """The exponent g, or 0 where correcting by it does not bring measurements closer by a standard error.
 
     Args:
-        ratios: two measured ratios of each network, [n, 2].
-        paces: m of each measurement, [n, 2].
+        ratios: measured ratios of each network, [n_visits] with two or more visits each.
+        paces: m of each measurement, shaped alike.
     """
-    if len(ratios) < _FEWEST_PAIRS:
+    if len(ratios) < _FEWEST_NETWORKS:
         return 0.0
-    logs = np.log(ratios)
-    y = logs[:, 1] - logs[:, 0]
-    x = -logs.mean(axis=1) * (paces[:, 1] - paces[:, 0])
-    fold = np.arange(len(y)) % _N_FOLDS
+    logs = [np.log(visits) for visits in ratios]
+    y = np.concatenate([log - log.mean() for log in logs])
+    x = np.concatenate([log.mean() * (pace.mean() - pace) for log, pace in zip(logs, paces, strict=True)])
+    network = np.repeat(np.arange(len(logs)), [len(log) for log in logs])
+    fold = network % _N_FOLDS
     left_over = np.empty_like(y)
     for k in range(_N_FOLDS):
         left_over[fold == k] = y[fold == k] - _slope(x[fold != k], y[fold != k]) * x[fold == k]
-    gain = np.abs(y) - np.abs(left_over)
+    gain = np.bincount(network, np.abs(y) - np.abs(left_over))
     if gain.mean() < gain.std() / np.sqrt(len(gain)):
         return 0.0
     return _slope(x, y)

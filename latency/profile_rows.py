@@ -11,6 +11,7 @@ from latency.errors import ProfileError
 from latency.grid import Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbeResult
+from latency.space import SearchSpace
 
 Split = Literal["train", "held_out"]
 Status = Literal["ok", "failed"]
@@ -52,6 +53,29 @@ class ProfileHeader:
                 f"A profile needs as many group names ({len(self.group_names)}) as full widths "
                 f"({len(self.full_widths)}) and groups in the grid ({len(self.grid.allowed)})."
             )
+
+    @classmethod
+    def of_space(
+        cls,
+        space: SearchSpace,
+        grid: Grid,
+        fingerprint: DeviceFingerprint,
+        protocol: Protocol,
+        *,
+        seed: int = 0,
+        probe: ProbeResult | None = None,
+    ) -> "ProfileHeader":
+        """The header of a profile of this search space."""
+        return cls(
+            fingerprint=fingerprint,
+            protocol=protocol,
+            structure_hash=space.structure_hash,
+            group_names=tuple(group.name for group in space.groups),
+            full_widths=tuple(int(width) for width in space.full_widths),
+            grid=grid,
+            seed=seed,
+            probe=probe,
+        )
 
     @property
     def settings(self) -> DeviceSettings:

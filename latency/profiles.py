@@ -133,9 +133,9 @@ class ProfileSet:
     @functools.cached_property
     def pace_exponent(self) -> float:
         """How the ratios move with the machine's pace, see `latency.pace`; 0 where that is not known."""
-        passes = self._visited_again()
-        ratios = np.array([[row.ratio for row in rows[:2]] for rows in passes]).reshape(-1, 2)
-        paces = np.array([[self._pace(row) for row in rows[:2]] for rows in passes]).reshape(-1, 2)
+        visits = self._visited_again()
+        ratios = [np.array([row.ratio for row in rows]) for rows in visits]
+        paces = [np.array([self._pace(row) for row in rows]) for rows in visits]
         return pace_exponent(ratios, paces)
 
     def latency_ms(self, ratio: float, reference_ms: float) -> float:

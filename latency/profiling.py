@@ -23,7 +23,7 @@ from latency.sampling import SplitWidths, split_widths
 from latency.space import SearchSpace
 from latency.worker import WorkerSetup
 
-PROFILING_PROTOCOL = Protocol(warmup_runs=3, min_pairs=8, max_pairs=16)
+PROFILING_PROTOCOL = Protocol(warmup_runs=2, min_pairs=8, max_pairs=16)
 """Few pairs, since all candidates are visited twice. Where a session's weights lie in memory and what the neighbours do
 outlast a visit: of MobileNetV2's 1.7 % between two visits 0.5 % come from its 16 pairs. A candidate's third inference
 is as fast as its sixteenth."""
@@ -235,15 +235,8 @@ def _ensure_header(
     if grid is None:
         probe = plan.probe or bench.probe()
         grid = Grid.from_step(space.structure, probe.step)
-    wanted = ProfileHeader(
-        fingerprint=bench.fingerprint,
-        protocol=plan.protocol,
-        structure_hash=space.structure_hash,
-        group_names=tuple(group.name for group in space.groups),
-        full_widths=tuple(int(width) for width in space.full_widths),
-        grid=grid,
-        seed=plan.seed,
-        probe=probe,
+    wanted = ProfileHeader.of_space(
+        space, grid, bench.fingerprint, plan.protocol, seed=plan.seed, probe=probe
     )
     if journal.header is None:
         journal.start(wanted)

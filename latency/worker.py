@@ -34,8 +34,8 @@ from latency.space import SearchSpace
 from latency.timing import TimedNet, garbage_collection_off
 
 # Candidates after which the reference's session is made anew. Where its weights lie in memory is luck, and worth 1 %
-# for MobileNetV2 (1.0 % between the means of processes with one session, 0.5 % with a new one for each candidate).
-_CANDIDATES_PER_REFERENCE = 4
+# for MobileNetV2 between the means of processes with one session; visits repeat as well with every 4 as with every 1.
+_CANDIDATES_PER_REFERENCE = 12
 # The reference has run before; this brings its code and weights back into the caches.
 _REWARMING_RUNS = 1
 
@@ -59,7 +59,7 @@ class WorkerSetup:
     protocol: Protocol = DEFAULT_PROTOCOL
     lock_wait_s: float = 60.0
     lock_part: str | None = None
-    tasks_per_process: int = 60
+    tasks_per_process: int = 120
     timeout_s: float = 600.0
 
 

@@ -77,15 +77,7 @@ def _manifest(space: SearchSpace, grid: Grid, model: LPNet, reference_ms: float)
 
 
 def _profile(space: SearchSpace, grid: Grid, model: LPNet, reference_ms: float) -> bytes:
-    header = ProfileHeader(
-        fingerprint=fingerprint(DeviceSettings()),
-        protocol=Protocol(),
-        structure_hash=space.structure_hash,
-        group_names=tuple(group.name for group in space.groups),
-        full_widths=tuple(space.full_widths.tolist()),
-        grid=grid,
-        seed=0,
-    )
+    header = ProfileHeader.of_space(space, grid, fingerprint(DeviceSettings()), Protocol())
     rows = []
     for index, (pass_index, *widths) in enumerate(itertools.product((0, 1), *grid.allowed)):
         ratio = float(model(torch.tensor([widths]).float())[0]) / reference_ms

@@ -80,13 +80,5 @@ def _profile(space: SearchSpace, device_ms: Callable[[Tensor], Tensor], grid: Gr
         rows.append(
             ProfileRow(widths, "train", 0, "ok", ratio=ratio, ratio_stderr=0.003, converged=True, **measured)
         )
-    header = ProfileHeader(
-        fingerprint=fingerprint(DeviceSettings()),
-        protocol=Protocol(),
-        structure_hash=space.structure_hash,
-        group_names=tuple(group.name for group in space.groups),
-        full_widths=tuple(space.full_widths.tolist()),
-        grid=grid,
-        seed=0,
-    )
+    header = ProfileHeader.of_space(space, grid, fingerprint(DeviceSettings()), Protocol())
     return ProfileSet(header, tuple(rows), fixed_reference_ms=full_ms)

@@ -125,15 +125,7 @@ def make_profile(
         for pass_index, split in passes:
             measured = ratio * (1.0 + noise * float(rng.normal()))
             rows.append(row(np.array(key), measured, noise, split, pass_index))
-    header = ProfileHeader(
-        fingerprint=fingerprint(DeviceSettings()),
-        protocol=Protocol(),
-        structure_hash=SPACE.structure_hash,
-        group_names=tuple(group.name for group in SPACE.groups),
-        full_widths=FULL,
-        grid=GRID,
-        seed=0,
-    )
+    header = ProfileHeader.of_space(SPACE, GRID, fingerprint(DeviceSettings()), Protocol())
     return ProfileSet(header, tuple(rows), fixed_reference_ms=REFERENCE_MS)
 
 

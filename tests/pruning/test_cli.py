@@ -1,4 +1,4 @@
-"""The command line as a user meets it: refusals in one line, exit codes, and one small run end to end."""
+"""The command line as a user meets it: one small run end to end, and what may follow it."""
 
 import json
 import shutil
@@ -13,58 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from safetensors.torch import save_file
 
 from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
-from pruning.cli import cli
-from pruning.cli_method import METHOD_NAMES
-from pruning.cli_options import parse_input_shape
-from pruning.criteria import METHODS
-from pruning.errors import SettingError
 from pruning.plan import Plan
 from pruning.run import RunDirectory
 from pruning.surgery import load_slim
 from pruning.verify import CHOOSING, Verification, certify
+from tests.command_line import NET, invoke
 
-NET = '''
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    """Two stages with a residual block, wide enough for narrower widths to be faster."""
-
-    def __init__(self, num_classes=10):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
-        self.inner = nn.Sequential(nn.Conv2d(48, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-        self.outer = nn.Sequential(nn.Conv2d(64, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48))
-        self.deep = nn.Sequential(nn.Conv2d(48, 96, 3, stride=2, bias=False), nn.BatchNorm2d(96), nn.ReLU())
-        self.head = nn.Linear(96, num_classes)
-
-    def forward(self, images):
-        stream = self.stem(images)
-        stream = torch.relu(stream + self.outer(self.inner(stream)))
-        return self.head(self.deep(stream).mean(dim=(2, 3)))
-
-
-def net(num_classes=10):
-    return Net(num_classes)
-
-
-def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
-'''
 SMALL_RUN = (
     *("--data", "digits", "--input-size", "1x3x16x16", "--train-epochs", "2", "--speedup", "1.4"),
     *("--candidates", "24", "--held-out", "5", "--search-epochs", "1", "--epochs", "1"),
 )
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,141 +213,6 @@ def test_other_settings_in_the_same_directory_are_refused(
     assert "holds a run with seed 0, not 7" in done.stderr
 
 
-def trace_arguments(out: Path, **changed: object) -> list[object]:
-    options = {
-        "model": "torchvision:resnet18",
-        "data": "digits",
-        "input-size": "1x3x32x32",
-        "train-epochs": "1",
-    }
-    options |= {name.replace("_", "-"): value for name, value in changed.items()}
-    pairs = [(f"--{name}", value) for name, value in options.items()]
-    return ["trace", *(part for pair in pairs for part in pair), "--out", out]
-
-
-def make_weights(folder: Path, kind: str) -> Path:
-    path = folder / f"{kind}.safetensors"
-    if kind == "corrupt":
-        path.write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
-    elif kind == "nan":
-        from torchvision.models import resnet18
-
-        state = resnet18(num_classes=10).state_dict()
-        state["conv1.weight"][0, 0, 0, 0] = float("nan")
-        save_file(state, path)
-    elif kind == "other":
-        save_file({"something.weight": torch.zeros(3)}, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ("missing", "does not exist"),
-        ("corrupt", "corrupt.safetensors"),
-        ("nan", "conv1.weight"),
-        ("other", "something.weight"),
-    ],
-)
-def test_weights_that_cannot_be_used_are_refused_in_one_line(
-    tmp_path: Path, weights: str, message: str
-) -> None:
-    done = invoke(*trace_arguments(tmp_path / "out", weights=make_weights(tmp_path, weights)))
-
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"model": "torchvision:resnet19"}, "resnet19"),
-        ({"model": "resnet18"}, "is not understood"),
-        ({"data": "folder:nowhere"}, "nowhere"),
-        ({"data": "npz:nowhere.npz"}, "nowhere.npz"),
-        ({"input_size": "3x32x32"}, "is not batch x channels x height x width"),
-        ({"train_epochs": "0"}, "comes without trained weights"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_what_is_not_understood_is_refused_in_one_line(
-    tmp_path: Path, changed: dict[str, str], message: str
-) -> None:
-    done = invoke(*trace_arguments(tmp_path / "out", **changed))
-
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_a_model_that_is_no_cnn_is_refused(tmp_path: Path, net_file: Path) -> None:
-    done = invoke(*trace_arguments(tmp_path / "out", model=f"{net_file}:mlp", input_size="1x3x16x16"))
-
-    assert done.exit_code == 2
-    assert "convolution" in done.stderr
-
-
-def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "images.npz"
-    images, labels = np.zeros((20, 24, 24, 3), dtype=np.uint8), np.arange(20) % 4
-    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-
-    done = invoke(*trace_arguments(tmp_path / "out", data=f"npz:{path}"))
-
-    assert done.exit_code == 2
-    assert "24" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        (["--budget-ms", "0"], "--budget-ms is a number above 0; got 0.0"),
-        (["--budget-ms", "nan"], "--budget-ms is a number above 0; got nan"),
-        (["--speedup", "0.5"], "--speedup is dense latency over budget, at least 1"),
-        ([], "give either --budget-ms or --speedup"),
-        (["--budget-ms", "1", "--speedup", "2"], "give either --budget-ms or --speedup"),
-    ],
-)
-def test_a_budget_that_makes_no_sense_is_refused(tmp_path: Path, budget: list[str], message: str) -> None:
-    done = invoke(
-        "run", "--model", "torchvision:resnet18", "--data", "digits", "--input-size", "1x3x32x32", *budget,
-        "--out", tmp_path / "out",
-    )  # fmt: skip
-
-    assert done.exit_code == 2
-    assert message in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--method", "hope"], "--method 'hope' is not known; known are: wgates, scaling-factors, "),
-        (["--objective", "joules"], "--objective is one of latency, macs, channels; got 'joules'"),
-        (["--latency-term", "sum"], "--latency-term is one of hinge, lagrangian, log; got 'sum'"),
-        (["--search-epochs", "-1"], "--search-epochs is 0 or more; got -1"),
-        (["--also", "runs/b"], "--also 'runs/b' is not a run directory and a number of ms"),
-        (["--also", "runs/b:0"], "--also runs/b: the budget is a number of ms above 0; got 0.0"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_ways_to_prune_that_make_no_sense_are_refused(
-    tmp_path: Path, option: list[str], message: str
-) -> None:
-    done = invoke(
-        "run", "--model", "torchvision:resnet18", "--data", "digits", "--input-size", "1x3x32x32", "--speedup", "2",
-        *option, "--out", tmp_path / "out",
-    )  # fmt: skip
-
-    assert done.exit_code == 2
-    assert message in done.stderr
-
-
-def test_the_help_names_every_method() -> None:
-    own = [name for name, method in METHODS.items() if type(method).__module__.startswith("pruning.")]
-    assert tuple(own) == METHOD_NAMES
-
-
 def test_a_device_that_was_not_profiled_is_refused(finished_run: tuple[Path, dict[str, object]]) -> None:
     done = invoke("prune", "--out", finished_run[0], "--speedup", 1.4, "--also", "nowhere:0.5")
 
@@ -426,19 +252,6 @@ def test_a_provider_that_is_not_there_is_refused(
 
     assert done.exit_code == 2
     assert "QNN" in done.stderr
-
-
-def test_a_stage_out_of_order_names_the_one_to_run_first(tmp_path: Path) -> None:
-    done = invoke("profile", "--out", tmp_path)
-
-    assert done.exit_code == 2
-    assert "run `trimms trace` first" in done.stderr
-
-
-@pytest.mark.parametrize("text", ["", "224", "3x224x224", "1x3x0x4", "1x3xax4", "-1x3x4x4"])
-def test_an_input_size_that_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(SettingError, match="is not batch x channels x height x width"):
-        parse_input_shape(text)
 
 
 def test_a_run_killed_while_fine_tuning_goes_on_where_it_was(
