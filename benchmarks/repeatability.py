@@ -29,6 +29,7 @@ from latency.errors import MeasurementError
 from latency.grid import Grid
 from latency.measure import PairedMeasurement
 from latency.pace import pace_exponent
+from latency.profiles import visit_stderr
 from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, passes_needed
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
@@ -138,16 +139,17 @@ def _at_clocks_pace(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Ratios corrected to one pace, [n_visits, n], and the standard error of a visit to each candidate, [n].
 
-    Exponent and error of one half of the candidates come from the visits to the other half.
+    Exponent and error of one half of the candidates come from the visits to the other half, the error from those of
+    one pass, as a profile's would.
     """
-    n = ratios.shape[1]
+    n_visits, n = len(ratios) // 2, ratios.shape[1]
     settled, stderr = ratios.copy(), np.empty(n)
-    ends = [0, len(ratios) // 2]
     for half in (np.arange(n) % 2 == 0, np.arange(n) % 2 == 1):
         exponent = pace_exponent(list(ratios[:, ~half].T), list(paces[:, ~half].T))
         settled[:, half] = ratios[:, half] ** (1 + exponent * paces[:, half])
-        others = ratios[ends][:, ~half] ** (1 + exponent * paces[ends][:, ~half])
-        stderr[half] = np.median(np.abs(np.log(others[0] / others[1]))) / (0.6745 * math.sqrt(2))
+        others = np.log(ratios[:, ~half] ** (1 + exponent * paces[:, ~half]))
+        passes = others[:n_visits], others[n_visits:]
+        stderr[half] = visit_stderr([visits for each in passes for visits in each.T])
     return settled, stderr
 
 

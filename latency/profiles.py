@@ -26,6 +26,8 @@ FloatArray = npt.NDArray[np.float64]
 REFERENCE_ROWS = 50
 LEAST_REPEATABILITY = 0.01
 """Where a session's memory lies moves a network's latency by about this share, however quiet the device."""
+# Median of |x|, x standard normal.
+_MEDIAN_OF_NORMAL = 0.6745
 # Networks measured twice that it takes to say how far visits lie apart.
 _FEWEST_VISITS = 10
 # Rows in a window of the reference's running median.
@@ -170,13 +172,12 @@ class ProfileSet:
     def visit_stderr(self) -> float | None:
         """Standard error of one visit to a network, at the clock's pace, relative; None where hardly any is known.
 
-        From the first two passes over the same networks, which are minutes apart, the median of their differences.
+        See `visit_stderr`.
         """
-        visits = [rows[:2] for rows in self._visited_again()]
+        visits = self._visited_again()
         if len(visits) < _FEWEST_VISITS:
             return None
-        differences = [math.log(self._settled_ms(a) / self._settled_ms(b)) for a, b in visits]
-        return float(np.median(np.abs(differences))) / (0.6745 * math.sqrt(2))
+        return visit_stderr([np.log([self._settled_ms(row) for row in rows]) for rows in visits])
 
     @property
     def noise_floor_mape(self) -> float | None:
@@ -204,7 +205,7 @@ class ProfileSet:
         nearest = sorted(passes, key=lambda ratios: abs(float(np.log(np.mean(ratios) / wanted))))
         half = nearest[: max(1, len(nearest) // 2)]
         differences = [abs(ratios[0] / ratios[1] - 1) for ratios in half]
-        return max(LEAST_REPEATABILITY, float(1.96 / 0.6745 * np.median(differences)))
+        return max(LEAST_REPEATABILITY, float(1.96 / _MEDIAN_OF_NORMAL * np.median(differences)))
 
     def _visited_again(self) -> list[list[ProfileRow]]:
         """Measurements of the candidates that were measured twice or more, in order of time."""
@@ -252,6 +253,25 @@ class ProfileSet:
         lines = [self.header.to_json(), *(row.to_json() for row in self.rows), self.fixed_reference_ms]
         text = "\n".join(json.dumps(line, sort_keys=True) for line in lines)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def visit_stderr(log_ms: Sequence[FloatArray]) -> float:
+    """Standard error of one visit to a network, from how far its earlier and later visits lie apart.
+
+    Visits that follow each other may share the machine's mood. What the means of the earlier n₁ and the later n₂ of a
+    network's visits differ by, over √(1/n₁ + 1/n₂), is the standard error of one; where a mood lasts, it is larger than
+    what neighbouring visits show, as averages over several then are less certain. The median over all networks counts,
+    which outliers do not move.
+
+    Args:
+        log_ms: logarithms of each network's latencies in order of time, two or more each.
+    """
+    normalised = []
+    for visits in log_ms:
+        early, late = visits[: len(visits) // 2], visits[len(visits) // 2 :]
+        per_visit = math.sqrt(1 / len(early) + 1 / len(late))
+        normalised.append(abs(float(np.mean(early) - np.mean(late))) / per_visit)
+    return float(np.median(normalised)) / _MEDIAN_OF_NORMAL
 
 
 def read_profile(path: Path) -> ProfileSet:

@@ -12,7 +12,14 @@ from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbePoint, ProbeResult, Staircase
 from latency.profile_rows import ProfileHeader, ProfileRow
-from latency.profiles import LEAST_REPEATABILITY, REFERENCE_ROWS, ProfileSet, parse_profile, read_profile
+from latency.profiles import (
+    LEAST_REPEATABILITY,
+    REFERENCE_ROWS,
+    ProfileSet,
+    parse_profile,
+    read_profile,
+    visit_stderr,
+)
 
 PROBE = ProbeResult(
     ChannelStep(16, 4), (Staircase("depthwise", 56, (ProbePoint(64, 1.0, 0.01, 0.3),), 4, 4),), 2.5
@@ -182,6 +189,15 @@ def test_standard_errors_are_those_of_whole_visits() -> None:
     assert profile.visit_stderr == pytest.approx(0.02, rel=0.25)
     np.testing.assert_allclose(profile.arrays("train").relative_stderr, profile.visit_stderr / math.sqrt(2))
     assert ProfileSet(HEADER, tuple(rows[:18])).visit_stderr is None
+
+
+def test_a_mood_that_lasts_makes_averages_less_certain() -> None:
+    rng = np.random.default_rng(0)
+    alone = 0.01 * rng.standard_normal((100, 8))
+    moods = np.repeat(0.01 * rng.standard_normal((100, 2)), 4, axis=1)
+
+    assert visit_stderr(list(alone)) == pytest.approx(0.01, rel=0.2)
+    assert visit_stderr(list(alone + moods)) == pytest.approx(0.01 * math.sqrt(1 + 4), rel=0.25)
 
 
 def test_of_several_visits_the_median_counts() -> None:
