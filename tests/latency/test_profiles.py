@@ -193,8 +193,8 @@ def test_standard_errors_are_those_of_whole_visits() -> None:
 
 def test_a_mood_that_lasts_makes_averages_less_certain() -> None:
     rng = np.random.default_rng(0)
-    alone = 0.01 * rng.standard_normal((100, 8))
-    moods = np.repeat(0.01 * rng.standard_normal((100, 2)), 4, axis=1)
+    alone = 0.01 * rng.standard_normal((400, 8))
+    moods = np.repeat(0.01 * rng.standard_normal((400, 2)), 4, axis=1)
 
     assert visit_stderr(list(alone)) == pytest.approx(0.01, rel=0.2)
     assert visit_stderr(list(alone + moods)) == pytest.approx(0.01 * math.sqrt(1 + 4), rel=0.25)
