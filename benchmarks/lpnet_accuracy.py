@@ -6,13 +6,14 @@
 
 For each case a profile set is measured with the default settings; then 200 held-out networks, and networks along a
 pruner's way from the full width down (scores from the filters' norms), in two passes that are minutes apart, or as many
-more, up to sixteen, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all. Every
-method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept in
-data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was. Rows of other cases that the results
+more, up to sixteen, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all.
+Every method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept
+in data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was. Rows of other cases that the results
 hold for this device stay, each with its commit.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -173,12 +174,14 @@ class Judged:
     Attributes:
         widths: [n, n_groups].
         latency_ms: means of all passes, [n].
+        relative_stderr: standard error of these, relative, from all networks' passes together.
         noise_floor_mape: error of every other pass against the mean of all.
         n_passes: measurements of each.
     """
 
     widths: IntArray
     latency_ms: FloatArray
+    relative_stderr: float
     noise_floor_mape: float
     n_passes: int
 
@@ -207,7 +210,9 @@ def _judged(found: ProfileSet, train: ProfileSet, n_passes: int) -> Judged:
     measured_ms = np.array(list(complete.values()))
     latency_ms = measured_ms.mean(axis=1)
     floor = np.abs(measured_ms[:, ::2].mean(axis=1) / latency_ms - 1).mean()
-    return Judged(np.array(list(complete)), latency_ms, float(floor), n_passes)
+    relative = measured_ms / latency_ms[:, None]
+    stderr = math.sqrt(relative.var(axis=1, ddof=1).mean() / n_passes)
+    return Judged(np.array(list(complete)), latency_ms, stderr, float(floor), n_passes)
 
 
 def _optimiser_path(
@@ -239,11 +244,12 @@ def _measured_ms(worker: Worker, train: ProfileSet, widths: Sequence[int]) -> fl
 
 
 def _covered(fitted: FitResult, judged: Judged) -> float:
-    """Share of the held-out networks that lie within LPNet's 95 % interval."""
+    """Share of the held-out networks that lie within LPNet's 95 % interval, widened by what they are known to."""
     with TemporaryDirectory() as folder:
         fitted.save(Path(folder))
         found = Predictor.load(Path(folder)).predict(judged.widths)
-    return float(np.mean((found.low_ms <= judged.latency_ms) & (judged.latency_ms <= found.high_ms)))
+    half_width = np.hypot(np.log(found.high_ms / found.latency_ms), 1.96 * judged.relative_stderr)
+    return float(np.mean(np.abs(np.log(judged.latency_ms / found.latency_ms)) <= half_width))
 
 
 def _norm_scores(space: SearchSpace) -> FloatArray:

@@ -247,8 +247,11 @@ def describe(
 
 
 def _model_error(cv_rmse: float, stderr: FloatArray) -> float:
-    """What is left of a cross-validated error without the noise of what it is compared with, relative."""
-    return math.sqrt(max(cv_rmse**2 - float((stderr**2).mean()), LEAST_ERROR**2))
+    """What is left of a cross-validated error without the noise of what it is compared with, relative.
+
+    The noise is that of a typical network: the error counts little of the worst measured ones, too.
+    """
+    return math.sqrt(max(cv_rmse**2 - float(np.median(stderr)) ** 2, LEAST_ERROR**2))
 
 
 def _set_physics_(model: LPNet, physics: Physics, features: FloatArray) -> None:

@@ -15,6 +15,7 @@ from latency.errors import ProfileError
 from latency.fitting import (
     FitResult,
     FitSettings,
+    _model_error,
     cross_validation_folds,
     fit,
     fit_mlp_on_widths,
@@ -303,3 +304,9 @@ def test_too_few_candidates_are_refused() -> None:
         ProfileError, match=r"holds 9 measured training candidates \(0 failed\), .* at least 10"
     ):
         fit(profile, SPACE)  # type: ignore[arg-type]
+
+
+def test_badly_measured_networks_do_not_hide_the_models_error() -> None:
+    stderr = np.array([0.01] * 90 + [0.1] * 10)
+
+    assert _model_error(0.02, stderr) == pytest.approx(math.sqrt(0.02**2 - 0.01**2))
