@@ -8,7 +8,7 @@ import pytest
 from latency import number_formats
 from latency.errors import EnvironmentFailure, ModelFileError, UnsupportedGraphError
 from latency.number_formats import base_in, metadata_of, model_in, space_in
-from latency.space import PRECISION_KEY, SearchSpace
+from latency.space import PRECISION_KEY, STRUCTURE_KEY, SearchSpace
 from tests.nets import NETS
 
 
@@ -53,6 +53,12 @@ def test_a_damaged_converted_base_is_made_again(base: Path) -> None:
     path = base_in(base, "int8")
     path.write_bytes(path.read_bytes()[:100])
     assert SearchSpace.load(base_in(base, "int8")).precision == "int8"
+
+
+def test_an_fp32_network_cannot_name_another_hash_than_its_own(base: Path) -> None:
+    model = onnx.load(base)
+    model.metadata_props.add(key=STRUCTURE_KEY, value="0" * 64)
+    assert SearchSpace.from_model(model).structure_hash == SearchSpace.load(base).structure_hash
 
 
 def test_only_fp32_can_be_converted(base: Path) -> None:
