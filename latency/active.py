@@ -10,7 +10,6 @@ already measured or taken: root mean square of the differences of the widths' sh
 near-twins.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -75,7 +74,7 @@ def profile_actively(
         InputError: too few candidates are left to fit to, or the plan ends by time.
         LatencyError: as `latency.profiling.profile`.
     """
-    n_active = math.ceil(share * plan.n_candidates)
+    n_active = round(share * plan.n_candidates)
     n_sampled = plan.n_candidates - n_active
     if not 0 < share < 1 or n_sampled < FEWEST_SAMPLED:
         raise InputError(
@@ -101,7 +100,8 @@ def profile_actively(
     measured = measure(one_pass)
     while (n_missing := n_active - sum(map(len, measured.rounds))) > 0:
         chosen = choose_round(measured, space, min(LARGEST_ROUND, n_missing), seed=plan.seed)
-        if not chosen:  # a small space has no more networks
+        if not chosen:
+            announce("no further active round: the space has no more networks")
             break
         announce(f"active round {len(measured.rounds) + 1}: {len(chosen)} networks where LPNet is least sure")
         measured = measure(replace(one_pass, new_round=chosen))
@@ -109,7 +109,7 @@ def profile_actively(
 
 
 def choose_round(measured: ProfileSet, space: SearchSpace, n: int, *, seed: int) -> Round:
-    """Networks to measure next, at most `n`, none of which has been measured.
+    """Networks to measure next, at most `n`, none of which has been measured; none where the space is so small.
 
     Args:
         measured: what there is, one pass at least.
@@ -122,7 +122,7 @@ def choose_round(measured: ProfileSet, space: SearchSpace, n: int, *, seed: int)
     pool_seed = np.random.SeedSequence((seed, len(measured.rounds) + 1)).generate_state(1)[0]
     stream = stream_widths(space, measured.header.grid, int(pool_seed))
     new = [widths for widths in islice(stream, POOL + len(known)) if tuple(widths.tolist()) not in known]
-    if not new:
+    if not new or len(measured.arrays("train").latency_ms) < FEWEST_SAMPLED:
         return ()
     pool = np.array(new[:POOL])
     model = fit(measured, space, seed=seed).model

@@ -202,3 +202,4 @@ def test_a_small_space_ends_the_rounds(tmp_path: Path, run: Callable[..., Profil
     grid = Grid(tuple((0, g.n_channels) if g.zero_allowed else (4, g.n_channels) for g in space.groups))
     found = run(tmp_path / "profile.jsonl", n_candidates=60, share=0.6, grid=grid, n_held_out=0)
     assert len({row.widths for row in found.rows}) < 60
+    assert not found.rounds
