@@ -60,7 +60,9 @@ def quantised(graph: Graph, feeds: Iterable[Feed], *, reduce_range: bool = False
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-        except (ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except (
+            Exception
+        ) as error:  # what the tool raises on networks that it cannot cope with is not documented
             raise UnsupportedGraphError(
                 f"ONNX Runtime cannot quantise this network ({type(error).__name__}: {error}); measure it in fp32."
             ) from error
@@ -141,10 +143,11 @@ def _folded(graph: Graph) -> onnx.ModelProto:
 def _can_fold(
     graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto, readers: dict[str, list[int]]
 ) -> bool:
+    if conv.op_type != "Conv":
+        return False
     weight, output = conv.input[1], conv.output[0]
     return (
-        conv.op_type == "Conv"
-        and weight in graph.parameters
+        weight in graph.parameters
         and len(readers[weight]) == len(readers[output]) == 1
         and output not in graph.outputs
         and all(name in graph.constants for name in (*conv.input[2:], *norm.input[1:]))

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -99,8 +100,15 @@ def run(base: Path) -> Callable[..., ProfileSet]:
 
 
 @pytest.fixture(scope="module")
-def finished(run: Callable[..., ProfileSet], tmp_path_factory: pytest.TempPathFactory) -> ProfileSet:
-    return run(tmp_path_factory.mktemp("out") / "profile.jsonl")
+def finished_path(run: Callable[..., ProfileSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("out") / "profile.jsonl"
+    run(path)
+    return path
+
+
+@pytest.fixture
+def finished(finished_path: Path) -> ProfileSet:
+    return read_profile(finished_path)
 
 
 def test_the_last_share_is_chosen_in_rounds_and_every_network_is_visited_twice(finished: ProfileSet) -> None:
@@ -119,7 +127,7 @@ def test_no_held_out_network_is_chosen(finished: ProfileSet) -> None:
     assert not held_out & {widths for one in finished.rounds for widths in one}
 
 
-@pytest.mark.parametrize(("n_rows", "n_rounds"), [(53, 1), (56, 1), (91, 2)])
+@pytest.mark.parametrize(("n_rows", "n_rounds"), [(56, 1), (91, 2)])
 def test_interrupted_rounds_are_continued_as_they_were_chosen(
     run: Callable[..., ProfileSet], finished: ProfileSet, tmp_path: Path, n_rows: int, n_rounds: int
 ) -> None:
@@ -137,10 +145,9 @@ def test_interrupted_rounds_are_continued_as_they_were_chosen(
 
 
 def test_a_larger_profile_keeps_the_rounds_that_it_had(
-    run: Callable[..., ProfileSet], tmp_path: Path, finished: ProfileSet
+    run: Callable[..., ProfileSet], tmp_path: Path, finished: ProfileSet, finished_path: Path
 ) -> None:
-    out = tmp_path / "profile.jsonl"
-    run(out)
+    out = Path(shutil.copy(finished_path, tmp_path))
     more = run(out, n_candidates=40)
     assert more.rounds[:2] == finished.rounds
     assert sum(map(len, more.rounds)) == 12

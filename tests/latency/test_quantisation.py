@@ -143,6 +143,18 @@ def test_a_shared_convolutions_weight_is_not_folded_into() -> None:
     assert max_relative_difference(run_onnx(model), run_onnx(int8.model)) < 0.03
 
 
+def test_batch_norm_behind_something_else_stays() -> None:
+    """DenseNet's first: behind a Concat of one input."""
+    net = NetBuilder()
+    stem = net.op("Concat", net.conv_bn_relu("stem", "input", 3, 8, kernel=3), axis=1)
+    parameters = [net.weight(f"norm.{part}", 8, low=0.2) for part in ("weight", "bias", "mean", "var")]
+    data = net.op("Relu", net.op("BatchNormalization", stem, *parameters))
+    model = net.model(net.head(net.op("Concat", stem, net.conv("grow", data, 8, 4), axis=1), 12))
+    int8 = space_in(SearchSpace.from_model(model), "int8")
+    assert [node.op_type for node in int8.model.graph.node].count("BatchNormalization") == 1
+    assert max_relative_difference(run_onnx(model), run_onnx(int8.model)) < 0.03
+
+
 def test_what_the_tool_cannot_quantise_is_refused() -> None:
     graph = SearchSpace.from_model(NETS["chain"]().model).structure.graph
     with pytest.raises(UnsupportedGraphError, match=r"cannot quantise this network \(.*; measure it in fp32"):
