@@ -8,6 +8,9 @@ from it, one after the other, the network with the largest
 where the spread is the ensemble's standard error of the latency, relative, and the distance that to the nearest network
 already measured or taken: root mean square of the differences of the widths' shares. So a round is no bundle of
 near-twins.
+
+It is no default: on MobileNetV2 the error with 100 networks falls from 0.95 to 0.93 %, with 150 from 0.87 to
+0.86 %, both within what the draw of the first networks makes (`benchmarks/active_rounds.py`).
 """
 
 from collections.abc import Callable, Sequence

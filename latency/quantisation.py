@@ -3,6 +3,9 @@
 Weights are quantised per output channel, symmetrically (a removed weight is 0), activations per tensor. Which
 operators are quantised and in what types follows what ONNX Runtime's CPU kernels are made for
 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+
+A candidate cut out of a quantised network computes exactly what the gated one does, by ONNX's definition of the
+operators. ONNX Runtime's kernels round on their way, so that where a branch is gone they may differ by one step.
 """
 
 import contextlib

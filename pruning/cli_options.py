@@ -192,7 +192,8 @@ profile_options = joined(
     click.option(
         "--active",
         type=percent,
-        help="Choose this share of the networks, such as 30%, where LPNet is least sure. Needs torch.",
+        help="Choose this share of the networks, such as 30%, where LPNet is least sure. Hardly better than at random: "
+        "error 0.86 against 0.87% on MobileNetV2, 150 networks (benchmarks/active_rounds.py). Needs torch.",
     ),
 )
 _PEM = click.Path(path_type=Path)
