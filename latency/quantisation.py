@@ -63,9 +63,7 @@ def quantised(graph: Graph, feeds: Iterable[Feed], *, reduce_range: bool = False
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-        except (
-            Exception
-        ) as error:  # what the tool raises on networks that it cannot cope with is not documented
+        except Exception as error:  # the tool's own are not documented
             raise UnsupportedGraphError(
                 f"ONNX Runtime cannot quantise this network ({type(error).__name__}: {error}); measure it in fp32."
             ) from error
