@@ -193,14 +193,15 @@ def _held_out(
     plan = ProfilePlan(n_candidates=1, n_held_out=n_held_out, seed=seed + 1, grid=train.header.grid)
     for n_passes in PASSES:
         found = profile(base, path, settings, replace(plan, passes=n_passes))
-        judged = _judged(replace(found, fixed_reference_ms=train.reference_ms), train, n_passes)
+        judged = judged_networks(replace(found, fixed_reference_ms=train.reference_ms), train, n_passes)
         click.echo(f"{n_passes} passes over the held-out networks: noise floor {judged.noise_floor_mape:.2%}")
         if judged.noise_floor_mape <= FLOOR:
             break
     return judged
 
 
-def _judged(found: ProfileSet, train: ProfileSet, n_passes: int) -> Judged:
+def judged_networks(found: ProfileSet, train: ProfileSet, n_passes: int) -> Judged:
+    """Networks of a held-out profile that were measured in all passes and are not in the training profile."""
     seen = {row.widths for row in train.ok_rows}
     passes: dict[tuple[int, ...], list[float]] = {}
     for row in found.ok_rows:

@@ -18,6 +18,7 @@ from environment import ROOT, environment
 from latency.device import DeviceSettings, fingerprint
 from latency.fitting import fit
 from latency.profiling import ProfilePlan, profile
+from latency.providers import PRECISIONS
 from latency.space import SearchSpace
 from pruning.cli_options import parse_input_shape
 from pruning.export import dense_model, write_onnx
@@ -31,6 +32,7 @@ from pruning.trace import trace
 @click.option("--input-size", required=True, help="Batch x channels x height x width.")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--provider", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--candidates", type=int, default=300, show_default=True, help="Networks to train LPNet on.")
 @click.option("--held-out", type=int, default=100, show_default=True, help="Networks to judge it by.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -43,6 +45,7 @@ def main(
     input_size: str,
     threads: int,
     provider: str,
+    dtype: str,
     candidates: int,
     held_out: int,
     seed: int,
@@ -50,7 +53,7 @@ def main(
 ) -> None:
     """See the module's docstring."""
     shape = parse_input_shape(input_size)
-    settings = DeviceSettings.parse(provider, threads=threads, batch_size=shape[0])
+    settings = DeviceSettings.parse(provider, threads=threads, batch_size=shape[0], precision=dtype)
     folder = out or default_folder(model, input_size, settings)
     base = folder / "base.onnx"
     if not base.is_file():

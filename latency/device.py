@@ -19,42 +19,7 @@ from typing import Any
 import onnxruntime as ort
 
 from latency.errors import InputError, ProviderUnavailableError
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """An execution provider of ONNX Runtime.
-
-    Attributes:
-        short: name on the command line.
-        name: ONNX Runtime's name.
-        hardware: what it runs on; providers on the same hardware are not measured at the same time.
-        install: what brings the provider.
-    """
-
-    short: str
-    name: str
-    hardware: str
-    install: str
-
-
-PROVIDERS = (
-    Provider("cpu", "CPUExecutionProvider", "cpu", "pip install onnxruntime"),
-    Provider("openvino", "OpenVINOExecutionProvider", "cpu", "pip install onnxruntime-openvino"),
-    Provider("xnnpack", "XnnpackExecutionProvider", "cpu", "build ONNX Runtime with --use_xnnpack"),
-    Provider("cuda", "CUDAExecutionProvider", "gpu", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
-    Provider(
-        "tensorrt",
-        "TensorrtExecutionProvider",
-        "gpu",
-        "pip install 'onnxruntime-gpu[cuda,cudnn]' and the TensorRT libraries",
-    ),
-    Provider("coreml", "CoreMLExecutionProvider", "apple", "pip install onnxruntime on macOS"),
-    Provider("qnn", "QNNExecutionProvider", "npu", "pip install onnxruntime-qnn"),
-)
-
-# ORT's other precisions need a converted model; candidates are made as float32 only.
-PRECISIONS = ("fp32",)
+from latency.providers import PRECISIONS, PROVIDERS, provider_named
 
 # The instruction sets that pick ORT's kernels, and with them the staircase in channels.
 ISA_FLAGS = (
@@ -65,19 +30,6 @@ ISA_FLAGS = (
 )
 
 
-def provider_named(text: str) -> Provider:
-    """The provider called `text`, by short or full name in any case.
-
-    Raises:
-        ProviderUnavailableError: no provider is called so.
-    """
-    for provider in PROVIDERS:
-        if text.lower() in (provider.short, provider.name.lower()):
-            return provider
-    known = ", ".join(provider.short for provider in PROVIDERS)
-    raise ProviderUnavailableError(f"No execution provider is called {text!r}; known are: {known}.")
-
-
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
     """How a network is to be run on the device.
@@ -86,7 +38,7 @@ class DeviceSettings:
         provider: full name of the execution provider, see `PROVIDERS`.
         threads: intra-operator threads; explicit, since ORT's default ignores affinity and cgroups.
         batch_size: images per inference.
-        precision: "fp32".
+        precision: number format of the network, one of the provider's.
     """
 
     provider: str = "CPUExecutionProvider"
@@ -104,9 +56,20 @@ class DeviceSettings:
         for name, value in (("threads", self.threads), ("batch size", self.batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"The {name} must be a whole number of at least 1, got {value!r}.")
+        self._require_format()
+
+    def _require_format(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(
-                f"Precision {self.precision!r} is not supported; allowed: {', '.join(PRECISIONS)}."
+                f"Number format {self.precision!r} is not supported; allowed: {', '.join(PRECISIONS)}."
+            )
+        provider = provider_named(self.provider)
+        if self.precision not in provider.precisions:
+            able = [other.short for other in PROVIDERS if self.precision in other.precisions]
+            raise InputError(
+                f"The provider {provider.short} cannot run {self.precision}: it has no kernels of its own for it, or "
+                f"takes it in a form of its own; it runs {', '.join(provider.precisions)}. Providers for "
+                f"{self.precision}: {', '.join(able)}."
             )
 
     @classmethod
@@ -252,8 +215,15 @@ class DeviceFingerprint:
             *widest,
             threads,
             f"batch {self.settings.batch_size}",
+            *([] if self.settings.precision == "fp32" else [self.settings.precision]),
         ]
         return ", ".join([*parts, self.settings.provider, f"ONNX Runtime {self.ort_version}"])
+
+    @property
+    def saturates_int8(self) -> bool:
+        """Whether sums of two products of 8-bit numbers saturate: on x86 without VNNI, where weights get 7 bits."""
+        exact = {"avx_vnni", "avx512_vnni", "amx_int8"}
+        return self.architecture in ("x86_64", "AMD64") and not exact.intersection(self.isa)
 
     def to_json(self) -> dict[str, Any]:
         """The fingerprint as a JSON object."""

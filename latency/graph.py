@@ -23,6 +23,8 @@ DERIVED = "constant::"
 class ConstantView:
     """A tensor that holds a constant's elements with its axes permuted, or with axes of length 1 more or fewer.
 
+    A quantised constant scaled back is one too, its axes as they were.
+
     Attributes:
         constant: the constant it shows.
         axes: for each axis of the view the constant's axis that it shows, None for an axis of length 1.
@@ -137,6 +139,9 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+QUANTISED_SUFFIX = "_quantized"
+"""What `onnxruntime.quantization` appends to a parameter's name."""
+
 RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 """Operators whose output may be a view of their first input."""
 
@@ -152,6 +157,8 @@ def _views(
         known = views.get(source) or ConstantView(source, tuple(range(len(shapes[source]))))
         if node.op_type == "Transpose":
             order = attribute(node, "perm", list(reversed(range(len(known.axes)))))
+        elif node.op_type == "DequantizeLinear":
+            order = list(range(len(known.axes)))
         elif node.op_type in RESHAPING:
             order = kept_axes(shapes[source], shapes[node.output[0]])
         else:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from latency.errors import DeviceMismatchError, EnvironmentFailure, ProfileError
 from latency.profile_rows import FORMAT_NAME, ProfileHeader, ProfileRow, RowKey
-from latency.profiles import REFERENCE_ROWS, ProfileSet, parse_profile
+from latency.profiles import REFERENCE_ROWS, ProfileSet, Round, parse_profile
 
 # How every profile set starts.
 _MAGIC = json.dumps({"kind": FORMAT_NAME}).encode().rstrip(b"}")
@@ -48,6 +48,7 @@ class ProfileJournal:
         self.header = found.header if found else None
         self._rows: dict[RowKey, ProfileRow] = {row.key: row for row in found.rows} if found else {}
         self._reference_ms = found.fixed_reference_ms if found else None
+        self.rounds: tuple[Round, ...] = found.rounds if found else ()
 
     @property
     def keys(self) -> frozenset[RowKey]:
@@ -63,7 +64,7 @@ class ProfileJournal:
         """
         if self.header is None:
             raise ProfileError(f"{self.path} has no header yet.")
-        return ProfileSet(self.header, tuple(self._rows.values()), self._reference_ms)
+        return ProfileSet(self.header, tuple(self._rows.values()), self._reference_ms, self.rounds)
 
     def start(self, header: ProfileHeader) -> None:
         """Write the header; the file must have none."""
@@ -92,6 +93,11 @@ class ProfileJournal:
             reference_ms = self.profile.reference_ms
             self._write({"kind": "reference", "reference_ms": reference_ms})
             self._reference_ms = reference_ms
+
+    def begin_round(self, chosen: Round) -> None:
+        """Write down what an active round chose, before any of it is measured: a fit is not made twice alike."""
+        self._write({"kind": "round", "widths": [list(widths) for widths in chosen]})
+        self.rounds = (*self.rounds, chosen)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -5,13 +5,19 @@ import onnx
 
 from latency.graph import Graph, attribute
 from latency.labels import NO_LABEL, varying_axes
-from latency.propagation import Propagation, Rule, adopt
+from latency.propagation import Propagation, Rule, adopt, same
 from latency.structure import IntArray
 
 
 def makes_labels(rule: Rule) -> Rule:
     """Mark a rule that applies to inputs without labels too, because its weights make channels."""
     rule.makes_labels = True  # type: ignore[attr-defined]
+    return rule
+
+
+def binds_views(rule: Rule) -> Rule:
+    """Mark a rule that applies to views of constants too, because they have parameters of their own."""
+    rule.binds_views = True  # type: ignore[attr-defined]
     return rule
 
 
@@ -177,3 +183,15 @@ def normalization(state: Propagation, node: onnx.NodeProto) -> None:
     for name in node.input[1:5]:
         _bind_vector(state, name, labels)
     state.labels[node.output[0]] = labels.reshape(1, -1, *(1,) * (len(state.graph.shapes[node.input[0]]) - 2))
+
+
+def dequantize(state: Propagation, node: onnx.NodeProto) -> None:
+    """Scales back what was quantised; scales and zero points of a weight's channels follow the channels."""
+    quantised, shapes = node.input[0], state.graph.shapes
+    if not state.is_constant(quantised):
+        same(state, node)
+        return
+    axis = attribute(node, "axis", 1)
+    for name in node.input[1:]:
+        if name and shapes[name] and shapes[name][0] > 1:
+            state.bind(name, 0, state.bound(quantised, axis), "out")

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from latency.graph import Graph, attribute
+from latency.graph import QUANTISED_SUFFIX, Graph, attribute
 from latency.layer_rules import narrows_all_groups
 from latency.structure import FIXED, IntArray, LayerView, LinearWidth
 
@@ -17,12 +17,12 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def layer_name(graph: Graph, node: onnx.NodeProto) -> str:
     """Name of the layer a node computes.
 
-    Its weight's name without `.weight`; where the weight is no parameter, the path of the module that the
-    node was traced in; the node's name without either.
+    Its weight's name without `.weight`, quantised or not; where the weight is no parameter, the path of the
+    module that the node was traced in; the node's name without either.
     """
     weight = graph.source(node.input[1]) if len(node.input) > 1 else ""
     if weight in graph.constants and graph.is_parameter(weight):
-        return weight.removesuffix(".weight")
+        return weight.removesuffix(QUANTISED_SUFFIX).removesuffix(".weight")
     paths = [item.value for item in node.metadata_props if item.key == "module" and item.value]
     return paths[0] if paths else node.name or node.output[0]
 

@@ -13,7 +13,7 @@ import onnx
 from latency import layer_rules, layout_rules
 from latency.graph import attribute
 from latency.labels import varying_axes
-from latency.layer_rules import makes_labels
+from latency.layer_rules import binds_views, makes_labels
 from latency.layout_rules import pad_amounts, slice_ranges
 from latency.propagation import Propagation, Rule, adopt, aligned, along_axis, same
 from latency.structure import IntArray
@@ -102,8 +102,8 @@ def _local_response_norm(state: Propagation, node: onnx.NodeProto) -> None:
 
 _UNARY = (
     "Abs", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu",
-    "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
+    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "QuantizeLinear",
+    "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
     "ThresholdedRelu",
 )  # fmt: skip
 _BINARY = (
@@ -125,6 +125,7 @@ RULES: Mapping[str, Rule] = {
     "Concat": layout_rules.concat,
     "Conv": makes_labels(layer_rules.conv),
     "ConvTranspose": makes_labels(layer_rules.conv_transpose),
+    "DequantizeLinear": binds_views(layer_rules.dequantize),
     "DepthToSpace": layout_rules.depth_to_space,
     "Expand": layout_rules.expand,
     "Flatten": layout_rules.reshape,

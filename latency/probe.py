@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from latency.device import DeviceSettings
 from latency.grid import ChannelStep
 from latency.measure import Protocol, device_lock, measure_pair
+from latency.probe_formats import convolution_in
 from latency.session import bound_run, make_session, random_feed
 
 STEPS = (2, 4, 8, 16, 32)
@@ -153,10 +155,10 @@ def probe_step(
         for kind in kinds:
             make_model, sizes_px = _MAKERS[kind]
             px = _image_size(make_model, sizes_px, settings)
-            reference = make_session(make_model(REFERENCE_WIDTH, px, settings.batch_size), settings)
+            reference = _session(make_model(REFERENCE_WIDTH, px, settings.batch_size), settings)
             points: list[ProbePoint] = []
             for width in widths:
-                candidate = make_session(make_model(width, px, settings.batch_size), settings)
+                candidate = _session(make_model(width, px, settings.batch_size), settings)
                 found = measure_pair(candidate, reference, protocol)
                 points.append(ProbePoint(width, found.ratio, found.ratio_stderr, found.candidate_ms))
                 if progress is not None:
@@ -202,7 +204,7 @@ def _growths(ratios: Mapping[int, float], step: int) -> list[tuple[int, float]]:
 def _image_size(make_model: "_Maker", sizes_px: Sequence[int], settings: DeviceSettings) -> int:
     """The largest image size at which the reference convolution is fast enough, else the smallest."""
     for px in sizes_px:
-        session = make_session(make_model(REFERENCE_WIDTH, px, settings.batch_size), settings)
+        session = _session(make_model(REFERENCE_WIDTH, px, settings.batch_size), settings)
         run = bound_run(session, random_feed(session, batch_size=settings.batch_size))
         times_ms = []
         for _ in range(5):
@@ -212,6 +214,10 @@ def _image_size(make_model: "_Maker", sizes_px: Sequence[int], settings: DeviceS
         if np.median(times_ms) <= _SLOWEST_MS:
             return px
     return sizes_px[-1]
+
+
+def _session(convolution: onnx.ModelProto, settings: DeviceSettings) -> ort.InferenceSession:
+    return make_session(convolution_in(convolution, settings.precision), settings)
 
 
 def _convolution(

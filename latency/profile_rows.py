@@ -17,7 +17,8 @@ Split = Literal["train", "held_out"]
 Status = Literal["ok", "failed"]
 RowKey = tuple[tuple[int, ...], Split, int]
 
-# 1: first version. Rows measured by a fleet name their `device`, others have no such entry.
+# 1: first version. Rows measured by a fleet name their `device`, others have no such entry. A line of the kind "round"
+# tells which networks an active round chose; profiles without such rounds have none.
 FORMAT_VERSION = 1
 FORMAT_NAME = "trimms profile"
 

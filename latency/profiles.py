@@ -22,6 +22,7 @@ from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
 from latency.structure import IntArray
 
 FloatArray = npt.NDArray[np.float64]
+Round = tuple[tuple[int, ...], ...]
 # Rows whose reference medians make the device's clock: some 10 s of measuring, longer than most disturbances.
 REFERENCE_ROWS = 50
 LEAST_REPEATABILITY = 0.01
@@ -91,11 +92,13 @@ class ProfileSet:
         header: what they have in common.
         rows: measurements and failures in the order they were taken.
         fixed_reference_ms: the device's clock once it is fixed, None before, see `reference_ms`.
+        rounds: width vectors that each active round chose to train on, see `latency.active`.
     """
 
     header: ProfileHeader
     rows: tuple[ProfileRow, ...]
     fixed_reference_ms: float | None = None
+    rounds: tuple[Round, ...] = ()
 
     def __post_init__(self) -> None:
         n_groups = len(self.header.full_widths)
@@ -297,12 +300,15 @@ def parse_profile(content: bytes, path: Path) -> ProfileSet | None:
     header: ProfileHeader | None = None
     rows: dict[RowKey, ProfileRow] = {}
     reference_ms: float | None = None
+    rounds: list[Round] = []
     for number, record in _records(content, path):
         try:
             if header is None:
                 header = ProfileHeader.from_json(record)
             elif record["kind"] == "reference":
                 reference_ms = float(record["reference_ms"])
+            elif record["kind"] == "round":
+                rounds.append(tuple(tuple(int(width) for width in widths) for widths in record["widths"]))
             else:
                 row = ProfileRow.from_json(record)
                 if row.key in rows:
@@ -314,7 +320,7 @@ def parse_profile(content: bytes, path: Path) -> ProfileSet | None:
                 rows[row.key] = row
         except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
             raise _damaged(path, number, error) from error
-    return ProfileSet(header, tuple(rows.values()), reference_ms) if header else None
+    return ProfileSet(header, tuple(rows.values()), reference_ms, tuple(rounds)) if header else None
 
 
 def _records(content: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -16,10 +16,11 @@ from latency.errors import InputError, MeasurementError
 from latency.grid import Grid
 from latency.journal import ProfileJournal, RowSink, open_journal, require_same
 from latency.measure import Protocol
+from latency.number_formats import base_in
 from latency.probe import ProbeResult
 from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
-from latency.profiles import ProfileSet
-from latency.sampling import SplitWidths, split_widths
+from latency.profiles import ProfileSet, Round
+from latency.sampling import SplitWidths, split_widths, with_rounds
 from latency.space import SearchSpace
 from latency.worker import WorkerSetup
 
@@ -50,6 +51,7 @@ class ProfilePlan:
         protocol: how each is measured.
         grid: widths they take; None to find the device's step by probing.
         probe: what probing found out, if that has been done; read where there is no grid.
+        new_round: further networks to train on, chosen by what has been measured, see `latency.active`.
     """
 
     n_candidates: int = 300
@@ -61,6 +63,7 @@ class ProfilePlan:
     protocol: Protocol = PROFILING_PROTOCOL
     grid: Grid | None = None
     probe: ProbeResult | None = None
+    new_round: Round = ()
 
     def __post_init__(self) -> None:
         if self.n_candidates < 1 or self.n_held_out < 0:
@@ -94,9 +97,9 @@ def profile(
     an interruption, or with larger numbers, it measures only what is missing; failures count as measured.
 
     Args:
-        space_path: the base ONNX file.
+        space_path: the base ONNX file, in fp32; in another number format it is written beside it.
         out_path: the profile set, begun or continued.
-        settings: provider, threads, batch size; the CPU with one thread if left out.
+        settings: provider, threads, batch size, number format; fp32 on the CPU with one thread if left out.
         plan: how many candidates, which, measured how.
         show_progress: whether to show a bar with the remaining time on stderr.
         open_bench: gives the devices to measure on; this one if left out.
@@ -107,20 +110,20 @@ def profile(
 
     Raises:
         ModelFileError: the base ONNX file cannot be read.
+        UnsupportedGraphError: the network cannot be converted to the number format.
         ProfileError: the file belongs to another network or plan, or is damaged or being written.
         DeviceMismatchError: the file belongs to another device.
         DeviceBusyError: another measurement holds the device.
         MeasurementError: ten candidates in a row failed.
     """
     settings, plan = settings or DeviceSettings(), plan or ProfilePlan()
+    space_path = base_in(space_path, settings.precision)
     space = SearchSpace.load(space_path)
     setup = WorkerSetup(space_path, settings, plan.protocol)
     with open_journal(out_path) as journal, open_bench(setup) as bench:
         header = _ensure_header(journal, bench, space, plan)
         _catch_up(sinks, header, journal)
-        chosen = split_widths(
-            space, header.grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed
-        )
+        chosen = _chosen(space, header.grid, journal, plan)
         keys = list(measuring_order(chosen, plan.passes))
         missing = [key for key in keys if key not in journal.keys]
         planned = missing if plan.minutes is None else within_time(missing, journal.keys, 60 * plan.minutes)
@@ -137,6 +140,14 @@ def profile(
         if plan.precision is not None:
             _visit_again(journal, bench, chosen, plan, plan.precision, show_progress, sinks)
         return journal.profile
+
+
+def _chosen(space: SearchSpace, grid: Grid, journal: ProfileJournal, plan: ProfilePlan) -> SplitWidths:
+    """The plan's networks, with those that active rounds chose, now and before."""
+    if plan.new_round:
+        journal.begin_round(plan.new_round)
+    sampled = split_widths(space, grid, n_train=plan.n_candidates, n_held_out=plan.n_held_out, seed=plan.seed)
+    return with_rounds(sampled, journal.rounds)
 
 
 def passes_needed(visit_stderr: float, precision: float) -> int:

@@ -214,6 +214,9 @@ def propagate(graph: Graph, rules: Mapping[str, Rule]) -> Propagation:
 
 def _apply(state: Propagation, node: onnx.NodeProto, rules: Mapping[str, Rule]) -> None:
     if node.output[0] in state.graph.views:
+        rule = rules.get(node.op_type)
+        if rule is not None and getattr(rule, "binds_views", False):
+            rule(state, node)
         return
     if node.output[0] in state.graph.computed:
         state.labels.update((name, state.unlabelled(name)) for name in node.output if name)

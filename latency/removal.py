@@ -18,14 +18,14 @@ import onnx
 from latency.graph import Graph
 
 _KEEP_ZERO = frozenset(
-    "Abs AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Conv ConvTranspose DepthToSpace Dropout"
-    " Elu Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool"
-    " HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu LpPool MatMul"
-    " MaxPool Mish Neg PRelu Pad ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape"
+    "Abs AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Conv ConvTranspose DepthToSpace"
+    " DequantizeLinear Dropout Elu Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalLpPool"
+    " GlobalMaxPool HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu LpPool MatMul"
+    " MaxPool Mish Neg PRelu Pad QuantizeLinear ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape"
     " Resize Round Selu Sign Sin Slice Softsign SpaceToDepth Split Sqrt Squeeze Swish Tanh Tile Transpose"
     " Unsqueeze".split()
 )
-"""Operators that map zero to zero, once biases are scaled by the presence."""
+"""Operators that map zero to zero, once biases are scaled by the presence; a quantised zero is the zero point."""
 
 _DROPPING = ("Add", "Concat", "Sum")
 """Operators that pass the other operands through when one is gone."""

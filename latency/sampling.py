@@ -89,6 +89,16 @@ def split_widths(space: WidthSpace, grid: Grid, *, n_train: int, n_held_out: int
     return SplitWidths(tuple(train), tuple(held_out))
 
 
+def with_rounds(sampled: SplitWidths, rounds: Sequence[Sequence[tuple[int, ...]]]) -> SplitWidths:
+    """Sampled networks with those that active rounds chose to train on, which are then in no other place."""
+    further = dict.fromkeys(widths for chosen in rounds for widths in chosen)
+    train, held_out = (
+        tuple(widths for widths in part if tuple(widths.tolist()) not in further)
+        for part in (sampled.train, sampled.held_out)
+    )
+    return SplitWidths((*train, *(np.array(widths, dtype=np.int64) for widths in further)), held_out)
+
+
 def stream_widths(space: WidthSpace, grid: Grid, seed: int) -> Iterator[IntArray]:
     """Different width vectors without end, or until nothing new comes up any more."""
     if len(grid.allowed) != len(space.groups):

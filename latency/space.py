@@ -14,6 +14,12 @@ from latency.graph import Graph, load_graph, make_graph
 from latency.propagation import OUTPUT
 from latency.structure import ChannelGroup, IntArray, KeptChannels, LayerView, ParameterAxis
 
+PRECISION_KEY = "trimms.precision"
+"""Metadata of an ONNX file: the number format it was converted to; without it a network is fp32."""
+
+STRUCTURE_KEY = "trimms.structure_hash"
+"""Metadata of a converted network: structure hash of the fp32 network that it was made from."""
+
 
 class SearchSpace:
     """A base network and the width vectors it can take.
@@ -25,13 +31,17 @@ class SearchSpace:
         structure: the network's channel structure.
         full_widths: widths of the unpruned network, [n_groups].
         structure_hash: hash of the graph and its shapes, not of weight values: plans, profiles and LPNets
-            name the network they belong to by it.
+            name the network they belong to by it. A network in another number format has the fp32 network's.
+        precision: number format of weights and activations, "fp32" for all that were not converted.
     """
 
     def __init__(self, structure: ChannelStructure) -> None:
         self.structure = structure
         self.full_widths: IntArray = np.array([g.n_channels for g in structure.groups], dtype=np.int64)
-        self.structure_hash = _structure_hash(structure.graph)
+        metadata = {item.key: item.value for item in structure.graph.model.metadata_props}
+        self.precision = metadata.get(PRECISION_KEY, "fp32")
+        converted_from = metadata.get(STRUCTURE_KEY) if self.precision != "fp32" else None
+        self.structure_hash = converted_from or _structure_hash(structure.graph)
 
     @classmethod
     def load(cls, path: Path) -> "SearchSpace":

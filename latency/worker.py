@@ -18,7 +18,7 @@ from types import TracebackType
 
 from latency.candidate import candidate_in_memory, first_channels
 from latency.device import DeviceSettings
-from latency.errors import DeviceBusyError, MeasurementError
+from latency.errors import DeviceBusyError, MeasurementError, ModelFileError
 from latency.measure import (
     DEFAULT_PROTOCOL,
     PairedMeasurement,
@@ -46,7 +46,7 @@ class WorkerSetup:
 
     Attributes:
         space_path: the base ONNX file, both the search space and the reference network.
-        settings: provider, threads, batch size.
+        settings: provider, threads, batch size, number format; that of the file.
         protocol: how each candidate is measured.
         lock_wait_s: how long to wait for another measurement on the device.
         lock_part: the part of the device that is measured, see `latency.measure.device_lock`; None is all of it.
@@ -206,7 +206,13 @@ def open_bench(setup: WorkerSetup) -> int:
     """Load the space and the reference network into this process; returns its id."""
     global _bench
     _reference(setup)  # a network that cannot be run is refused here, not once for every candidate
-    _bench = _Bench(setup, SearchSpace.load(setup.space_path))
+    space = SearchSpace.load(setup.space_path)
+    if space.precision != setup.settings.precision:
+        raise ModelFileError(
+            f"{setup.space_path} is in {space.precision}, the device's setting is {setup.settings.precision}; give "
+            "the file that `latency.number_formats.base_in` makes."
+        )
+    _bench = _Bench(setup, space)
     return os.getpid()
 
 

@@ -11,7 +11,9 @@ from latency.session import make_session
 from pruning.data import ImageTask
 
 
-def onnx_accuracy(path: Path, task: ImageTask, title: str | None = None) -> float:
+def onnx_accuracy(
+    path: Path, task: ImageTask, title: str | None = None, settings: DeviceSettings | None = None
+) -> float:
     """Top-1 accuracy on the task's test images, in [0, 1].
 
     Images go through in batches of the file's own batch size; the last batch is filled up.
@@ -20,8 +22,9 @@ def onnx_accuracy(path: Path, task: ImageTask, title: str | None = None) -> floa
         path: the ONNX file.
         task: whose test images to use.
         title: shown beside a progress bar; None shows none.
+        settings: what runs the file; the CPU with all cores if left out.
     """
-    session = make_session(path, DeviceSettings(threads=usable_cores()))
+    session = make_session(path, settings or DeviceSettings(threads=usable_cores()))
     value = session.get_inputs()[0]
     batch_size = int(value.shape[0])
     n_right = 0

@@ -96,7 +96,9 @@ def trace(out: Path, as_json: bool, **what: Any) -> None:
 @out_option
 @json_option
 @guarded
-def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: int, provider: str) -> None:
+def probe(
+    out: Path, as_json: bool, max_width: int, batch_size: int, threads: int, provider: str, dtype: str
+) -> None:
     """Find this device's channel steps from single convolutions, and draw them. Needs no network, no torch.
 
     \b
@@ -106,7 +108,7 @@ def probe(out: Path, as_json: bool, max_width: int, batch_size: int, threads: in
     from latency.device import DeviceSettings
     from pruning.device_stages import probe_stage
 
-    settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size)
+    settings = DeviceSettings.parse(provider, threads=threads, batch_size=batch_size, precision=dtype)
     result = probe_stage(RunDirectory(out), settings, max_width=max_width)
     show(result, as_json)
     if not as_json:
@@ -130,6 +132,7 @@ def profile(out: Path, as_json: bool, seed: int, **how: Any) -> None:
     Examples:
       trimms profile --out runs/mobilenet --candidates 300 --threads 1
       trimms profile --out runs/mobilenet --minutes 10
+      trimms profile --out runs/mobilenet-int8 --dtype int8
       trimms profile --out runs/mobilenet --until-mape 1% --precision 0.5%
       trimms profile --out runs/mobilenet --scheduler tcp://10.0.0.5:8786 --device pi-3
     """

@@ -93,22 +93,26 @@ class ProfileOptions:
     Attributes:
         provider: ONNX Runtime provider of the device.
         threads: threads of one inference.
+        dtype: number format that the network runs in, see `latency.providers.PRECISIONS`.
         n_candidates: networks to measure for LPNet; at most so many where a time or an error ends it.
         n_held_out: networks to judge LPNet by.
         minutes: time to measure for; None is no limit.
         until_mape: error of LPNet to reach, 0.01 is 1 %; None is not to look. Needs torch.
         precision: half-width of the 95 % interval that each network's latency is to be known within, relative;
             None is to visit each once.
+        active: share of the networks that is chosen where LPNet's ensemble disagrees; None is none. Needs torch.
         fleet: devices to profile on; None is this one.
     """
 
     provider: str = "cpu"
     threads: int = 1
+    dtype: str = "fp32"
     n_candidates: int = 300
     n_held_out: int = 60
     minutes: float | None = None
     until_mape: float | None = None
     precision: float | None = None
+    active: float | None = None
     fleet: FleetOptions | None = None
 
 
@@ -119,10 +123,17 @@ def profile_stage(
     seed: int,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted."""
+    """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted.
+
+    Raises:
+        SettingError: LPNet is to be fitted on the way, but torch is not installed.
+    """
+    _require_torch(options)
     base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
     batch_size = SearchSpace.load(base).input_shape[0]
-    settings = DeviceSettings.parse(options.provider, threads=options.threads, batch_size=batch_size)
+    settings = DeviceSettings.parse(
+        options.provider, threads=options.threads, batch_size=batch_size, precision=options.dtype
+    )
     plan = ProfilePlan(
         n_candidates=options.n_candidates,
         n_held_out=options.n_held_out,
@@ -132,13 +143,27 @@ def profile_stage(
         probe=None if options.fleet else _known_probe(run, settings),
     )
     out, bench = run.file("profile.jsonl"), _bench(options.fleet, announce)
-    if options.until_mape is None:
-        profile(base, out, settings, plan, open_bench=bench)
-    else:
+    if options.until_mape is not None:
         from latency.adaptive import profile_until
 
         profile_until(base, out, settings, plan, mape=options.until_mape, open_bench=bench, announce=announce)
+    elif options.active is not None:
+        from latency.active import profile_actively
+
+        profile_actively(base, out, settings, plan, share=options.active, open_bench=bench, announce=announce)
+    else:
+        profile(base, out, settings, plan, open_bench=bench)
     return profile_summary(run)
+
+
+def _require_torch(options: ProfileOptions) -> None:
+    asked = {"--until-mape": options.until_mape, "--active": options.active}
+    name = next((name for name, value in asked.items() if value is not None), None)
+    if name is not None and find_spec("torch") is None:
+        raise SettingError(
+            f"{name} fits LPNet between measurements, which needs torch: profile without it here and run `trimms fit` "
+            "where torch is, or install it with: pip install 'trimms[prune]'"
+        )
 
 
 def _known_probe(run: RunDirectory, settings: DeviceSettings) -> ProbeResult | None:

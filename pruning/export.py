@@ -12,13 +12,19 @@ from onnx import numpy_helper
 from torch import nn
 
 from latency.candidate import candidate_model, first_channels
+from latency.device import DeviceFingerprint
+from latency.number_formats import model_in
 from latency.space import SearchSpace
 from latency.structure import IntArray
+from pruning.data import ImageTask
 from pruning.errors import TraceError
 from pruning.files import write_atomically
 
 SMALLEST_WEIGHT = 1e-30
 """Weights below this in size are written as 0: as denormals they can slow a network down tenfold."""
+
+CALIBRATION_IMAGES = 256
+"""Training images that the ranges of 8-bit activations are taken from."""
 
 LARGEST_DIFFERENCE = 1e-3
 """Largest difference between ONNX Runtime's and torch's outputs, relative to the largest output."""
@@ -54,6 +60,27 @@ def trained_model(space: SearchSpace, network: nn.Module, kept: tuple[IntArray, 
         value = np.where(np.abs(value) < SMALLEST_WEIGHT, np.float32(0), value)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
     return model
+
+
+def deployed_model(model: onnx.ModelProto, task: ImageTask, device: DeviceFingerprint) -> onnx.ModelProto:
+    """A trained network in the number format that a device runs it in.
+
+    Args:
+        model: the network in fp32.
+        task: whose training images the ranges of 8-bit activations are taken from.
+        device: the device, its settings included.
+
+    Raises:
+        UnsupportedGraphError: the network cannot be converted.
+    """
+    space = SearchSpace.from_model(model)
+    batch_size = space.input_shape[0]
+    (name,) = space.structure.graph.inputs
+    batches = task.calibration_batches(
+        CALIBRATION_IMAGES // batch_size * batch_size or batch_size, batch_size
+    )
+    feeds = ({name: images.numpy()} for images, _ in batches if len(images) == batch_size)
+    return model_in(space, device.settings.precision, feeds, reduce_range=device.saturates_int8)
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from latency.lpnet import load_model as load_latency_model
 from latency.predictor import Predictor
-from latency.profiles import read_profile
+from latency.profiles import ProfileSet, read_profile
 from pruning.budget import smallest_widths
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.criteria import find_method
@@ -94,18 +94,24 @@ def priced_space(bench: Workbench, options: PruneOptions) -> PricedSpace:
         bench.profile,
         bench.lpnet,
         bench.predictor,
-        others=tuple(_other_device(name, budget_ms) for name, budget_ms in options.also),
+        others=tuple(_other_device(bench.profile, name, budget_ms) for name, budget_ms in options.also),
         objective=options.objective,
         depth=options.depth,
     )
     return find_method(options.method).restricted(device)
 
 
-def _other_device(name: str, budget_ms: float) -> DeviceBudget:
+def _other_device(first: ProfileSet, name: str, budget_ms: float) -> DeviceBudget:
     run = RunDirectory(Path(name))
     profile = read_profile(
         run.require("profile.jsonl", f"run `trimms profile --out {name}` on that device first")
     )
+    formats = [each.header.settings.precision for each in (first, profile)]
+    if formats[0] != formats[1]:
+        raise SettingError(
+            f"--also {name}: that device was profiled in {formats[1]}, the run's own in {formats[0]}; the pruned "
+            "network is one file in one number format: profile both in the same."
+        )
     lpnet = run.require("lpnet", f"run `trimms fit --out {name}` first")
     return DeviceBudget(name, profile, load_latency_model(lpnet), Predictor.load(lpnet), budget_ms)
 
@@ -197,6 +203,7 @@ def prune_stage(
             "budget_ms": budget_ms,
             "dense_ms": bench.profile.reference_ms,
             "threads": settings.threads,
+            "precision": settings.precision,
             "search_epochs": len(found.history.rows),
             "history": found.history.to_json(),
             "corrections": 0,

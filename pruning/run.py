@@ -2,12 +2,13 @@
 
 run.json             what is pruned: model, weights, data, input size, seed
 base.onnx            the traced network with its dense weights
+base.int8.onnx, base.fp16.onnx  the same in the number format of the device, if that is another one
 dense.safetensors    the dense weights, where the run trained them
 profile.jsonl        measured candidates (latency.journal)
 lpnet/               the fitted predictor (latency.predictor)
 train/, prune/, finetune/  states of unfinished stages; prune/network.safetensors: the searched network
 plan.json            which channels stay
-pruned.onnx, pruned.safetensors, pruned.pt2
+pruned.onnx, pruned.safetensors, pruned.pt2; pruned.fp32.onnx where pruned.onnx is in another number format
 certificate.json, report.html
 stages/NAME.json     inputs and result of a finished stage
 """

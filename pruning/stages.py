@@ -4,14 +4,16 @@ Each reads and writes files of a run directory. A stage that is finished with th
 one that was interrupted goes on from its checkpoint.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
+from latency.device import usable_cores
 from latency.fitting import fit
 from latency.lpnet_files import FORMAT_VERSION
 from latency.profiles import ProfileSet, read_profile
@@ -22,7 +24,14 @@ from pruning.certificate import recorded_versions
 from pruning.data import ImageTask, load_data
 from pruning.distributed import from_first, training_device
 from pruning.errors import SettingError
-from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
+from pruning.export import (
+    dense_model,
+    deployed_model,
+    require_same_outputs,
+    trained_model,
+    write_onnx,
+    write_program,
+)
 from pruning.files import file_sha256
 from pruning.finetune import finetune
 from pruning.models import load_model, require_fit
@@ -212,6 +221,8 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
         "weights": file_sha256(searched_path),
         "options": asdict(options),
     }
+    if pruned.get("precision", "fp32") != "fp32":
+        inputs["precision"] = pruned["precision"]
     known = run.finished("finetune", inputs)
     if known is not None and run.file("pruned.onnx").is_file():
         return known
@@ -243,12 +254,12 @@ def _export(
     run, task = bench.run, bench.task
     model = trained_model(bench.space, network, kept)
     difference = require_same_outputs(network, model)
-    write_onnx(model, run.file("pruned.onnx"))
+    accuracy = _write_deployed(bench, model)
     save_weights(network, run.file("pruned.safetensors"))
     write_program(network, bench.settings.input_shape, run.file("pruned.pt2"))
     widths = np.array([len(positions) for positions in kept])
     return {
-        "accuracy": onnx_accuracy(run.file("pruned.onnx"), task, "accuracy of pruned.onnx"),
+        **accuracy,
         "dense_accuracy": onnx_accuracy(run.file("base.onnx"), task, "accuracy of base.onnx"),
         "macs": bench.space.macs(widths),
         "dense_macs": bench.space.macs(bench.space.full_widths),
@@ -259,6 +270,23 @@ def _export(
         "mean": list(task.normalisation.mean),
         "std": list(task.normalisation.deviation),
         "versions": recorded_versions(),
+    }
+
+
+def _write_deployed(bench: Workbench, model: onnx.ModelProto) -> dict[str, float]:
+    """Write `pruned.onnx` in the number format that was profiled; its accuracy, and in another format fp32's too."""
+    run, task, title = bench.run, bench.task, "accuracy of pruned.onnx"
+    device = bench.profile.header.fingerprint
+    if device.settings.precision == "fp32":
+        write_onnx(model, run.file("pruned.onnx"))
+        return {"accuracy": onnx_accuracy(run.file("pruned.onnx"), task, title)}
+    write_onnx(model, run.file("pruned.fp32.onnx"))
+    deployed = deployed_model(model, task, device)
+    write_onnx(deployed, run.file("pruned.onnx"))
+    settings = replace(device.settings, threads=usable_cores())
+    return {
+        "accuracy": onnx_accuracy(run.file("pruned.onnx"), task, title, settings),
+        "fp32_accuracy": onnx_accuracy(run.file("pruned.fp32.onnx"), task, "accuracy in fp32"),
     }
 
 

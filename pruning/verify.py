@@ -9,9 +9,10 @@ from latency.candidate import candidate_model, first_channels
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
 from latency.errors import DeviceMismatchError
 from latency.measure import PairedMeasurement, Protocol
+from latency.number_formats import base_in, metadata_of, space_in
 from latency.profiles import ProfileSet, read_profile
 from latency.sessions import SessionPlan, measure_sessions
-from latency.space import SearchSpace
+from latency.space import PRECISION_KEY, SearchSpace
 from latency.structure import IntArray
 from pruning.certificate import (
     CERTIFIED_FILES,
@@ -24,7 +25,7 @@ from pruning.certificate import (
     recorded_versions,
     utc_now,
 )
-from pruning.errors import InputError
+from pruning.errors import InputError, SettingError
 from pruning.files import file_sha256
 from pruning.run import RunDirectory
 
@@ -106,26 +107,35 @@ def is_here(profile: ProfileSet) -> bool:
 def measure_pruned(run: RunDirectory, profile: ProfileSet) -> PairedMeasurement:
     """The pruned network's latency relative to the dense one's, both with their trained weights.
 
+    Both are in the number format that was profiled.
+
     Raises:
         DeviceMismatchError: this is not the device that was profiled.
-        SettingError: the run has no pruned network yet.
+        SettingError: the run has no pruned network yet, or has it in another number format.
     """
-    pruned = run.require("pruned.onnx", "run `trimms finetune` first").read_bytes()
+    path = run.require("pruned.onnx", "run `trimms finetune` first")
     settings = require_profiled_device(profile)
-    return measure_sessions(
-        pruned, run.file("base.onnx").read_bytes(), settings, VERIFYING, title="measuring"
-    )
+    precision = metadata_of(path).get(PRECISION_KEY, "fp32")
+    if precision != settings.precision:
+        raise SettingError(
+            f"'{path}' is in {precision}, but {settings.precision} was profiled; run `trimms prune` and `trimms "
+            "finetune` again, with a profile in that number format."
+        )
+    dense = base_in(run.file("base.onnx"), settings.precision)
+    return measure_sessions(path.read_bytes(), dense.read_bytes(), settings, VERIFYING, title="measuring")
 
 
 def measure_candidate(space: SearchSpace, widths: IntArray, profile: ProfileSet) -> tuple[float, float]:
     """Latency of a candidate on the profiled device, in ms, and the upper end of its 95 % interval.
 
-    Both are corrected to the pace of the device's clock, as what the predictor was fitted to.
+    It is measured in the number format that was profiled. Both are corrected to the pace of the device's clock, as
+    what the predictor was fitted to.
 
     Raises:
         DeviceMismatchError: this is not the device that was profiled.
     """
     settings = require_profiled_device(profile)
+    space = space_in(space, settings.precision)
     candidate = candidate_model(space, first_channels(widths)).SerializeToString()
     dense = space.model.SerializeToString()
     measurement = measure_sessions(candidate, dense, settings, CHOOSING, title="measuring the cut")

@@ -21,10 +21,13 @@ LAYERS = {
             *("operators", "propagation", "removal"),
         ),
         ("candidate", "grid", "in_memory", "space"),
-        ("device", "measure", "probe", "probing", "processes", "session", "sessions", "timing"),
+        (
+            *("device", "half_precision", "measure", "number_formats", "probe", "probe_formats", "probing"),
+            *("processes", "providers", "quantisation", "session", "sessions", "timing"),
+        ),
         ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
         (
-            *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
+            *("_physics", "_residual", "active", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
             *("lpnet_files", "predictor", "tabulated"),
         ),
         ("fleet",),
@@ -63,7 +66,7 @@ NOT_ON_A_DEVICE = (
 FITTING = tuple(
     f"latency.{name}"
     for name in (
-        *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
+        *("_physics", "_residual", "active", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
         "tabulated",
         "service.training",
     )

@@ -132,6 +132,10 @@ def uploaded_space(base: bytes) -> SearchSpace:
         space = SearchSpace.from_model(parsed_model(base))
         if not space.layers or not space.structure.graph.inputs:
             raise ModelFileError("The upload is no network: it has no layer, or no input.")
+        if space.precision != "fp32":  # such a file says itself which network it was made from
+            raise ModelFileError(
+                f"The upload is in {space.precision}; upload the base.onnx that it was made from."
+            )
         return space
     except LatencyError:
         raise

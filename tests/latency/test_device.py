@@ -6,13 +6,11 @@ import onnxruntime as ort
 import pytest
 
 from latency.device import (
-    PROVIDERS,
     DeviceFingerprint,
     DeviceSettings,
     cgroup_cpu_limit,
     fingerprint,
     parse_cpuinfo,
-    provider_named,
     provider_options,
     require_available,
     session_config,
@@ -20,16 +18,8 @@ from latency.device import (
 )
 from latency.errors import InputError, ProviderUnavailableError
 
-
-@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.short)
-def test_every_provider_is_found_by_its_short_and_its_full_name(provider):
-    assert provider_named(provider.short.upper()) is provider
-    assert provider_named(provider.name) is provider
-
-
-def test_an_unknown_provider_is_refused_with_the_known_ones():
-    with pytest.raises(ProviderUnavailableError, match=r"'abacus'; known are: cpu, openvino"):
-        DeviceSettings.parse("abacus")
+# The first line of a profile that was measured before there was any number format but fp32.
+OLD_PROFILE = Path(__file__).parents[2] / "data/profiles/2fb28af174715d23/mobilenet_v2/profile.jsonl"
 
 
 def test_settings_take_full_names_only():
@@ -44,12 +34,12 @@ def test_threads_that_are_no_positive_number_are_refused(threads):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(InputError, match=r"Precision 'int3' is not supported; allowed: fp32"):
+    with pytest.raises(InputError, match=r"Number format 'int3' is not supported; allowed: fp32, fp16, int8"):
         DeviceSettings.parse(precision="int3")
 
 
 def test_settings_survive_json():
-    settings = DeviceSettings.parse("openvino", threads=2, batch_size=4)
+    settings = DeviceSettings.parse("openvino", threads=2, batch_size=4, precision="int8")
     assert DeviceSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
@@ -139,3 +129,30 @@ def test_without_a_quota_there_is_no_cpu_limit(tmp_path):
     files = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
     assert _cgroup(tmp_path, "1:cpu:/a\n", files) is None
     assert cgroup_cpu_limit(tmp_path / "missing", tmp_path) is None
+
+
+def test_the_digest_of_an_fp32_device_is_what_it_always_was():
+    with OLD_PROFILE.open() as lines:
+        record = json.loads(next(lines))["fingerprint"]
+    assert DeviceFingerprint.from_json(record).digest == record["digest"] == "2fb28af174715d23"
+
+
+def test_another_number_format_is_another_device():
+    fp32, int8 = fingerprint(DeviceSettings()), fingerprint(DeviceSettings(precision="int8"))
+    assert fp32.digest != int8.digest
+    assert fp32.differences(int8) == ("precision: fp32 and int8",)
+    assert int8.describe() == fp32.describe().replace("batch 1", "batch 1, int8")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "isa", "saturates"),
+    [
+        ("x86_64", ("avx2", "fma"), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx512f", "avx512_vnni"), False),
+        ("aarch64", ("asimd",), False),
+    ],
+)
+def test_x86_without_vnni_saturates_8_bit_sums(architecture, isa, saturates):
+    device = dataclasses.replace(fingerprint(DeviceSettings()), architecture=architecture, isa=isa)
+    assert device.saturates_int8 is saturates

@@ -124,6 +124,25 @@ def group_norm_by_reshape(net: NetBuilder, data: str) -> str:
     return str(net.op("Add", net.op("Mul", data, vector(net)), net.weight("shift", 8, 1, 1)))
 
 
+def quantised(net: NetBuilder, data: str) -> str:
+    """Rounded to 8 bits, and back."""
+    scale, zero = net.constant("scale", np.float32(0.05)), net.constant("zero", np.uint8(100))
+    return str(net.op("DequantizeLinear", net.op("QuantizeLinear", data, scale, zero), scale, zero))
+
+
+def quantised_layer(net: NetBuilder, data: str) -> str:
+    """A convolution whose weight and bias are kept in 8 and 32 bits, each channel with a scale of its own."""
+    rng = np.random.default_rng(3)
+    values = {"b.weight_quantized": rng.integers(-127, 128, (6, 8, 1, 1), dtype=np.int8)}
+    values["bias_quantized"] = rng.integers(-99, 100, 6, dtype=np.int32)
+    real = []
+    for name, value in values.items():
+        scale = net.weight(f"{name}_scale", 6, low=0.001, high=0.01)
+        zero = net.constant(f"{name}_zero", np.zeros(6, value.dtype))
+        real.append(net.op("DequantizeLinear", net.constant(name, value), scale, zero, axis=0))
+    return str(net.op("Conv", data, *real))
+
+
 def channels_last(net: NetBuilder, data: str) -> str:
     """Linear layers over the last axis, as in ConvNeXt; weights are stored transposed."""
     data = net.op("Transpose", data, perm=[0, 2, 3, 1])
@@ -270,6 +289,7 @@ CASES: dict[str, Case] = {
     "ConvTranspose": Case(conv_transpose(1, 6), {"a": 8, "up": 6}, 6),
     "ConvTranspose/depthwise": Case(conv_transpose(8, 8), {"a": 8}),
     "ConvTranspose/grouped": Case(conv_transpose(2, 12), {"a": 4, "up": 6}, 12),
+    "DequantizeLinear": Case(quantised_layer, {"a": 8, "b": 6}, 6),
     "DepthToSpace": Case(lambda net, data: net.op("DepthToSpace", data, blocksize=2), {"a": 2}, 2),
     "DepthToSpace/CRD": Case(
         lambda net, data: net.op("DepthToSpace", net.conv("b", data, 8, 32), blocksize=2, mode="CRD"),
@@ -297,6 +317,7 @@ CASES: dict[str, Case] = {
     "PRelu": with_vector("PRelu"),
     "Pad": Case(pads, {"a": 8}, 11),
     "Pow": Case(lambda net, data: net.op("Pow", data, net.constant("two", np.float32(2))), {"a": 8}),
+    "QuantizeLinear": Case(quantised, {"a": 8}),
     "ReduceMean/dropping": Case(reduce_dropping_axes, {"a": 8}),
     "ReduceSum/paths": Case(selective_kernel, {"a": 8, "b": 8}),
     "ReduceSum/radix": Case(radix_sum, {"a": 4}, 4),

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
+from latency.device import DeviceSettings
 from latency.errors import InputError, MeasurementError, ProfileError
 from latency.grid import ChannelStep, Grid
 from latency.measure import PairedMeasurement, Protocol
+from latency.number_formats import metadata_of
 from latency.probe import ProbeResult
 from latency.profile_rows import ProfileHeader, ProfileRow
 from latency.profiles import read_profile
@@ -117,6 +119,17 @@ def fake_worker(monkeypatch) -> type[FakeWorker]:
 
 def _profile(space_path: Path, out: Path, plan: ProfilePlan = PLAN, **options):
     return profile(space_path, out, plan=plan, show_progress=False, **options)
+
+
+def test_candidates_are_measured_in_the_number_format_of_the_settings(space_path, tmp_path):
+    plan = ProfilePlan(2, 0, passes=1, protocol=QUICK, grid=GRID)
+    fp32 = _profile(space_path, tmp_path / "fp32.jsonl", plan)
+    int8 = _profile(space_path, tmp_path / "int8.jsonl", plan, settings=DeviceSettings(precision="int8"))
+    assert not int8.failed_rows
+    assert [row.widths for row in int8.rows] == [row.widths for row in fp32.rows]
+    assert int8.header.settings.precision == "int8"
+    assert int8.header.structure_hash == fp32.header.structure_hash
+    assert metadata_of(space_path.with_name("base.int8.onnx"))["trimms.precision"] == "int8"
 
 
 def test_candidates_are_measured_for_real(space_path, tmp_path):

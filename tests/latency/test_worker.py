@@ -65,6 +65,14 @@ def test_candidates_are_measured_failures_are_results_and_processes_are_replaced
     _wait_until_gone(last_process)
 
 
+def test_a_network_in_another_number_format_than_the_settings_is_refused(space_path):
+    with (
+        Worker(WorkerSetup(space_path, DeviceSettings(precision="int8"), QUICK)) as worker,
+        pytest.raises(ModelFileError, match=r"base\.onnx is in fp32, the device's setting is int8"),
+    ):
+        worker.measure((8, 12))
+
+
 def test_a_process_that_dies_costs_its_candidate_only(space_path):
     with Worker(WorkerSetup(space_path, DeviceSettings(), ENDLESS)) as worker:
 

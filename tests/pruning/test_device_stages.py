@@ -9,7 +9,7 @@ from latency.device import DeviceSettings, fingerprint
 from latency.measure import Protocol
 from latency.probe import KINDS, probe_step
 from latency.probing import DeviceProbe
-from pruning.device_stages import probe_stage
+from pruning.device_stages import ProfileOptions, probe_stage, profile_stage
 from pruning.errors import SettingError
 from pruning.run import RunDirectory
 
@@ -41,3 +41,18 @@ def test_a_probe_is_kept_and_drawn(tmp_path: Path) -> None:
 def test_widths_that_cannot_show_the_steps_are_refused(max_width: int, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=f"--max-width is from 96 to 1024 channels; got {max_width}"):
         probe_stage(RunDirectory(tmp_path), DeviceSettings(), max_width=max_width)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [(ProfileOptions(active=0.3), "--active"), (ProfileOptions(until_mape=0.01), "--until-mape")],
+)
+def test_a_device_without_torch_refuses_what_fits_lpnet_before_it_measures(
+    options: ProfileOptions, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.device_stages.find_spec", lambda module: None)
+    with pytest.raises(
+        SettingError, match=f"{name} fits LPNet between measurements, which needs torch: .* `trimms fit`"
+    ):
+        profile_stage(RunDirectory(tmp_path), options, seed=0)
+    assert not list(tmp_path.iterdir())

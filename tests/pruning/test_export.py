@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,22 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from latency.device import DeviceSettings, fingerprint
 from latency.space import SearchSpace
+from pruning.data import load_data
 from pruning.errors import TraceError
-from pruning.export import dense_model, require_same_outputs, trained_model, write_onnx, write_program
+from pruning.export import (
+    CALIBRATION_IMAGES,
+    dense_model,
+    deployed_model,
+    require_same_outputs,
+    trained_model,
+    write_onnx,
+    write_program,
+)
 from pruning.plan import make_plan
 from pruning.surgery import slim
+from pruning.trace import trace
 
 KEPT = (np.array([0, 3, 5]), np.array([1, 2]))
 
@@ -88,3 +100,20 @@ def test_an_onnx_file_is_whole_or_not_there(
 
     onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_what_is_deployed_in_int8_is_calibrated_on_training_images() -> None:
+    """The input's range is that of the training images, not of random numbers."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    task = load_data("digits", (3, 8, 8))
+    model = dense_model(trace(network, (2, 3, 8, 8)), network)
+    device = replace(fingerprint(DeviceSettings(precision="int8")), isa=("avx512_vnni",))
+
+    made = deployed_model(model, task, device)
+
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    (name,) = [entry.name for entry in made.graph.input]
+    seen = np.concatenate([images.numpy() for images, _ in task.calibration_batches(CALIBRATION_IMAGES)])
+    assert float(values[f"{name}_scale"]) == pytest.approx((seen.max() - seen.min()) / 255, rel=1e-4)
+    assert max(np.abs(value.astype(int)).max() for value in values.values() if value.dtype == np.int8) == 127

@@ -16,6 +16,7 @@ from latency.errors import (
 )
 from latency.lpnet_archive import archive_of, unzipped, zipped
 from latency.lpnet_files import GRADIENT_FILE, MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE
+from latency.number_formats import space_in
 from latency.predictor import Predictor
 from latency.profiles import parse_profile
 from latency.registry import jobs
@@ -36,6 +37,17 @@ def test_uploads_that_are_no_network_are_refused(registry: Registry) -> None:
     for content, match in ((b"\xff\xff\xff", "no ONNX file"), (b"", "it has no layer, or no input")):
         with pytest.raises(ModelFileError, match=match):
             registry.networks.add_space(content)
+
+
+def test_an_upload_that_names_another_network_as_its_own_is_refused(
+    registry: Registry, known_network: KnownNetwork
+) -> None:
+    """A network in another number format goes by the hash that it states."""
+    int8 = space_in(known_network.space, "int8").model.SerializeToString()
+    with pytest.raises(
+        ModelFileError, match=r"The upload is in int8; upload the base\.onnx that it was made from"
+    ):
+        registry.networks.add_space(int8)
 
 
 def test_a_profile_comes_back_as_it_was(registry: Registry, known_network: KnownNetwork) -> None:

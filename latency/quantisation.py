@@ -1,0 +1,171 @@
+"""INT8 networks: quantised by ONNX Runtime's tool in its QDQ format, so that their channels can still be told apart.
+
+Weights are quantised per output channel, symmetrically (a removed weight is 0), activations per tensor. Which
+operators are quantised and in what types follows what ONNX Runtime's CPU kernels are made for
+(https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+
+A candidate cut out of a quantised network computes exactly what the gated one does, by ONNX's definition of the
+operators. ONNX Runtime's kernels round on their way, so that where a branch is gone they may differ by one step.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+from latency.errors import UnsupportedGraphError
+from latency.graph import Array, Graph, attribute
+from latency.session import Feed
+
+# With 8-bit kernels, or without arithmetic. BatchNorm that is not behind a convolution has none.
+_OPERATORS = (
+    *("Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul"),
+    *("MaxPool", "Mul", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Transpose"),
+    "Unsqueeze",
+)
+
+
+def quantised(graph: Graph, feeds: Iterable[Feed], *, reduce_range: bool = False) -> onnx.ModelProto:
+    """The network with 8-bit weights and activations in QDQ format.
+
+    BatchNorm is folded into convolutions first. Nodes keep their names and their order.
+
+    Args:
+        graph: the fp32 network.
+        feeds: inputs by name, that the activations' ranges are taken from.
+        reduce_range: 7-bit weights: processors without VNNI add 8-bit products up with saturation.
+
+    Raises:
+        UnsupportedGraphError: ONNX Runtime's tool cannot quantise the network.
+    """
+    folded = _folded(graph)
+    add_pre_process_metadata(folded)
+    constants = {tensor.name for tensor in folded.graph.initializer}
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
+        path = Path(folder) / "quantised.onnx"
+        try:
+            quantize_static(
+                folded,
+                path,
+                _Feeds(feeds),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(_OPERATORS),
+                nodes_to_exclude=[n.name for n in folded.graph.node if not _has_own_weight(n, constants)],
+                per_channel=True,
+                reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except Exception as error:  # the tool's own are not documented
+            raise UnsupportedGraphError(
+                f"ONNX Runtime cannot quantise this network ({type(error).__name__}: {error}); measure it in fp32."
+            ) from error
+        made = onnx.load(path)
+    return in_order_of(made, [node.name for node in folded.graph.node])
+
+
+def in_order_of(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The model, its nodes in the order of those names; others come just before who reads them first."""
+    maker = {output: node for node in model.graph.node for output in node.output}
+    by_name = {node.name: node for node in model.graph.node}
+    ordered: dict[str, onnx.NodeProto] = {}
+
+    def place(node: onnx.NodeProto) -> None:
+        for name in node.input:
+            if name in maker and maker[name].output[0] not in ordered:
+                place(maker[name])
+        ordered[node.output[0]] = node
+
+    ends = [maker[value.name] for value in model.graph.output if value.name in maker]
+    for node in (*(by_name[name] for name in names if name in by_name), *ends):
+        if node.output[0] not in ordered:
+            place(node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered.values()]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime comes without types
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._feeds, None)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hold back what the tool logs to the root logger: advice on preparing models, which was followed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _has_own_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
+    """Whether a layer's weight is an initialiser; nodes that are no layers have none to look for."""
+    return node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] in constants
+
+
+def _folded(graph: Graph) -> onnx.ModelProto:
+    """The network with every BatchNorm that alone reads a convolution folded into its weight and bias."""
+    values = dict(graph.constants)
+    nodes: dict[str, onnx.NodeProto] = {}
+    readers = graph.consumers()
+    for index, node in enumerate(graph.nodes):
+        made = onnx.NodeProto.FromString(node.SerializeToString())
+        made.name = node.name or f"{node.op_type}_{index}"
+        behind = nodes.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if behind is not None and _can_fold(graph, behind, node, readers):
+            made = _fold(behind, node, values)
+            del nodes[node.input[0]]
+        nodes[node.output[0]] = made
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes.values())
+    read = dict.fromkeys(name for node in nodes.values() for name in node.input)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values[name], name) for name in read if name in values
+    )
+    return model
+
+
+def _can_fold(
+    graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto, readers: dict[str, list[int]]
+) -> bool:
+    if conv.op_type != "Conv":
+        return False
+    weight, output = conv.input[1], conv.output[0]
+    return (
+        weight in graph.parameters
+        and len(readers[weight]) == len(readers[output]) == 1
+        and output not in graph.outputs
+        and all(name in graph.constants for name in (*conv.input[2:], *norm.input[1:]))
+    )
+
+
+def _fold(conv: onnx.NodeProto, norm: onnx.NodeProto, values: dict[str, Array]) -> onnx.NodeProto:
+    """The convolution that computes both: (w x + b - mean) · scale / √(var + ε) + shift."""
+    scale, shift, mean, variance = (values[name].astype(np.float64) for name in norm.input[1:5])
+    factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    weight, bias = conv.input[1], f"{conv.input[1]}.folded_bias"
+    before = values[conv.input[2]] if len(conv.input) > 2 and conv.input[2] else np.float64(0)
+    values[bias] = ((before - mean) * factor + shift).astype(np.float32)
+    shape = (-1, *(1,) * (values[weight].ndim - 1))
+    values[weight] = (values[weight] * factor.reshape(shape)).astype(np.float32)
+    made = onnx.NodeProto.FromString(conv.SerializeToString())
+    del made.input[:], made.output[:]
+    made.input.extend([conv.input[0], weight, bias])
+    made.output.extend(norm.output[:1])
+    return made
