@@ -21,7 +21,7 @@ LAYERS = {
             *("operators", "propagation", "removal"),
         ),
         ("candidate", "grid", "in_memory", "space"),
-        ("device", "measure", "probe", "probing", "processes", "session", "sessions", "timing"),
+        ("device", "gpu", "measure", "probe", "probing", "processes", "session", "sessions", "timing"),
         ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
         (
             *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
