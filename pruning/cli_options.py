@@ -233,8 +233,9 @@ def profiling(
     threads: int,
     provider: str,
     fleet: FleetOptions | None = None,
+    registry: str | None = None,
 ) -> ProfileOptions:
-    """What `device_options`, `profile_options` and, as `fleet`, `fleet_options` say together.
+    """What `device_options`, `profile_options` and, as `fleet`, `fleet_options` say together, and `--registry`.
 
     Raises:
         SettingError: two ways to end the profile are asked for.
@@ -253,6 +254,7 @@ def profiling(
         until_mape=until_mape,
         precision=precision,
         fleet=fleet,
+        registry=registry,
     )
 
 

@@ -1,10 +1,12 @@
 """Stages that run on the device: probe, profile, predict, verify. They need no torch."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from latency.bench import OpenBench, local_bench
 from latency.device import DeviceSettings, fingerprint
 from latency.fleet.address import FleetAddress
+from latency.journal import RowSink
 from latency.predictor import Predictor
 from latency.probe import KINDS, ProbeResult, probe_step
 from latency.probing import DeviceProbe, require_probed_here
@@ -100,6 +103,7 @@ class ProfileOptions:
         precision: half-width of the 95 % interval that each network's latency is to be known within, relative;
             None is to visit each once.
         fleet: devices to profile on; None is this one.
+        registry: URL of the service whose registry gets the rows too, as they come; None is no service.
     """
 
     provider: str = "cpu"
@@ -110,6 +114,7 @@ class ProfileOptions:
     until_mape: float | None = None
     precision: float | None = None
     fleet: FleetOptions | None = None
+    registry: str | None = None
 
 
 def profile_stage(
@@ -119,7 +124,11 @@ def profile_stage(
     seed: int,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted."""
+    """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted.
+
+    Raises:
+        LatencyError: as `latency.profiling.profile`; or the profile is complete, but the service does not hold it.
+    """
     base = run.require("base.onnx", "run `trimms trace` first, or copy the file here")
     batch_size = SearchSpace.load(base).input_shape[0]
     settings = DeviceSettings.parse(options.provider, threads=options.threads, batch_size=batch_size)
@@ -132,13 +141,37 @@ def profile_stage(
         probe=None if options.fleet else _known_probe(run, settings),
     )
     out, bench = run.file("profile.jsonl"), _bench(options.fleet, announce)
-    if options.until_mape is None:
-        profile(base, out, settings, plan, open_bench=bench)
-    else:
-        from latency.adaptive import profile_until
+    with _sinks(options.registry, base, out, announce) as sinks:
+        if options.until_mape is None:
+            profile(base, out, settings, plan, open_bench=bench, sinks=sinks)
+        else:
+            from latency.adaptive import profile_until
 
-        profile_until(base, out, settings, plan, mape=options.until_mape, open_bench=bench, announce=announce)
+            profile_until(
+                base,
+                out,
+                settings,
+                plan,
+                mape=options.until_mape,
+                open_bench=bench,
+                announce=announce,
+                sinks=sinks,
+            )
     return profile_summary(run)
+
+
+@contextlib.contextmanager
+def _sinks(
+    registry: str | None, base: Path, out: Path, announce: Callable[[str], None]
+) -> Iterator[tuple[RowSink, ...]]:
+    """Where a profile's rows go besides its file."""
+    if registry is None:
+        yield ()
+        return
+    from latency.registry_sink import streaming
+
+    with streaming(registry, base=base, profile=out, announce=announce) as sink:
+        yield (sink,)
 
 
 def _known_probe(run: RunDirectory, settings: DeviceSettings) -> ProbeResult | None:

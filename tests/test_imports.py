@@ -25,12 +25,12 @@ LAYERS = {
         ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
         (
             *("_physics", "_residual", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
-            *("lpnet_files", "predictor", "tabulated"),
+            *("grid_tables", "lpnet_files", "predictor", "tabulated"),
         ),
         ("fleet",),
         ("lpnet_archive", "npy", "recovery"),
         ("registry",),
-        ("client",),
+        ("client", "registry_sink"),
         ("service",),
     ),
     "pruning": (

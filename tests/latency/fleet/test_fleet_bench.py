@@ -1,7 +1,7 @@
 """Profiling on real worker processes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from latency.measure import Protocol, device_lock
 from latency.profile_rows import ProfileHeader, ProfileRow
 from latency.profiles import read_profile
 from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, profile
+from latency.registry.registry import Registry
+from latency.service.settings import ServiceSettings
 from latency.worker import WorkerSetup
 from pruning.cli import cli
+from tests.serving import running
 
 GRID = Grid((tuple(range(1, 9)), tuple(range(13))))
 QUICK = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
@@ -39,7 +42,7 @@ class After:
         self.rows: list[ProfileRow] = []
         self.n_rows_then: int | None = None
 
-    def start(self, header: ProfileHeader) -> None:
+    def start(self, header: ProfileHeader, rows: Sequence[ProfileRow]) -> None:
         pass
 
     def append(self, row: ProfileRow) -> None:
@@ -99,15 +102,24 @@ def test_the_same_command_again_measures_nothing_and_larger_numbers_what_is_miss
     _assert_complete(more, 2 * (9 + 2))
 
 
-def test_the_command_line_goes_on_with_it_and_shows_the_devices(fleet, space_path, tmp_path):
+def test_the_command_line_goes_on_with_it_shows_the_devices_and_fills_a_registry(fleet, space_path, tmp_path):
     begun = ProfilePlan(2, 1, protocol=PROFILING_PROTOCOL, grid=GRID)
     _profile(fleet, space_path, tmp_path / "profile.jsonl", plan=begun)
     options = ["--candidates", "12", "--held-out", "2", "--device", "one", "--out", str(tmp_path)]
+    registry = Registry.in_folder(tmp_path / "registry")
 
-    done = CliRunner().invoke(cli, ["profile", "--scheduler", fleet.address.scheduler, *options])
+    with running(registry, ServiceSettings(run_jobs=False), with_tokens=False) as service:
+        options += ["--registry", service.url]
+        done = CliRunner().invoke(cli, ["profile", "--scheduler", fleet.address.scheduler, *options])
 
     assert done.exit_code == 0, done.output
-    _assert_complete(read_profile(tmp_path / "profile.jsonl"), 2 * (12 + 2))
+    found = read_profile(tmp_path / "profile.jsonl")
+    _assert_complete(found, 2 * (12 + 2))
+    (record,) = registry.profiles.all()
+    assert registry.profiles.read(record.id).digest == found.digest
+    n_uploads = sum(request["path"] == f"/v1/profiles/{record.id}/rows" for request in service.requests)
+    assert n_uploads > len(found.rows) - 6  # each as it came, those of the first command together
+    registry.close()
     assert "28/28" in done.stderr
     assert re.search(r"rows  reference [\d.]+ ms \([+-][\d.]+%, ± [\d.]+%\)  one", done.stdout)
 

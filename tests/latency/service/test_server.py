@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,43 +20,7 @@ from latency.service.server import serve
 from latency.service.settings import ServiceSettings
 from tests.known_network import KnownNetwork
 from tests.postgresql import empty_database
-
-ROOT = Path(__file__).parents[3]
-
-
-@contextlib.contextmanager
-def served(
-    folder: Path, *options: str, database_url: str | None = None
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A running `trimms serve` and its URL; killed at the end if it still runs."""
-    command = [
-        sys.executable,
-        "-m",
-        "pruning.cli",
-        "serve",
-        "--registry",
-        str(folder),
-        "--port",
-        "0",
-        *options,
-    ]
-    environment = os.environ | ({"TRIMMS_DATABASE_URL": database_url} if database_url else {})
-    log = folder / "log"
-    folder.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, text=True)
-    try:
-        yield _url(process, log), process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _url(process: subprocess.Popen[str], log: Path) -> str:
-    while "serving at " not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.02)
-    return log.read_text().partition("serving at ")[2].split()[0]
+from tests.serving import served
 
 
 def test_a_service_that_is_told_to_stop_finishes_what_it_accepted(
