@@ -21,6 +21,7 @@ from pruning.errors import BudgetError, SettingError
 from pruning.files import file_sha256
 from pruning.plan import Plan
 from pruning.prices import OBJECTIVES, DeviceBudget, PricedSpace
+from pruning.remote_lpnet import RemoteLPNet
 from pruning.run import RunDirectory
 from pruning.search import DEFAULT_METHOD, Cut, cut_within, search
 from pruning.stages import Workbench
@@ -66,7 +67,8 @@ class PruneOptions:
         method: name of the method, see `pruning.criteria.METHODS`.
         objective: what the search is charged for, see `pruning.prices.OBJECTIVES`; the budget is in ms either way.
         depth: whether groups may vanish, where the method uses that.
-        also: further devices: run directory with their profile and LPNet, and latency to meet there in ms.
+        also: further devices: run directory with their profile and LPNet, or address of an LPNet of a service; and
+            latency to meet there in ms.
     """
 
     method: str = DEFAULT_METHOD
@@ -102,6 +104,11 @@ def priced_space(bench: Workbench, options: PruneOptions) -> PricedSpace:
 
 
 def _other_device(name: str, budget_ms: float) -> DeviceBudget:
+    if "://" in name:
+        from latency.client import lpnet_at
+
+        there = lpnet_at(name)
+        return DeviceBudget(name, there.profile(), RemoteLPNet(there), there, budget_ms)
     run = RunDirectory(Path(name))
     profile = read_profile(
         run.require("profile.jsonl", f"run `trimms profile --out {name}` on that device first")
