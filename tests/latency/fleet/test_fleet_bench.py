@@ -1,10 +1,13 @@
 """Profiling on real worker processes."""
 
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from distributed import Client, Security
@@ -122,6 +125,30 @@ def test_the_command_line_goes_on_with_it_shows_the_devices_and_fills_a_registry
     registry.close()
     assert "28/28" in done.stderr
     assert re.search(r"rows  reference [\d.]+ ms \([+-][\d.]+%, ± [\d.]+%\)  one", done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a priority")
+def test_a_workers_housekeeping_makes_way_for_its_measuring_process(fleet, space_path, tmp_path):
+    def policies() -> list[bool]:
+        """Whether each of main thread, measuring process and others that the worker started runs when idle."""
+        children = psutil.Process().children(recursive=True)
+        return [
+            os.sched_getscheduler(pid) == os.SCHED_IDLE for pid in (os.getpid(), *(c.pid for c in children))
+        ]
+
+    found: dict[str, list[bool]] = {}
+
+    def look() -> None:
+        with Client(fleet.address.scheduler, set_as_default=False) as client:
+            found.update(client.run(policies))
+
+    _profile(fleet, space_path, tmp_path / "p.jsonl", After(6, look, n_devices=2))
+
+    assert len(found) == 2
+    for main, *started in found.values():
+        assert main
+        assert started
+        assert not any(started)
 
 
 def test_ctrl_c_keeps_the_rows_and_ends_the_job_on_the_devices(fleet, space_path, tmp_path):
