@@ -1,6 +1,6 @@
 """Profile a network until its LPNet is good enough: measure some candidates, fit, look, measure more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from latency.bench import OpenBench, local_bench
 from latency.device import DeviceSettings
 from latency.errors import InputError
 from latency.fitting import FitResult, fit
+from latency.journal import RowSink
 from latency.profiles import ProfileSet
 from latency.profiling import ProfilePlan, profile
 from latency.space import SearchSpace
@@ -26,6 +27,7 @@ def profile_until(
     show_progress: bool = True,
     open_bench: OpenBench = local_bench,
     announce: Callable[[str], None] = lambda line: None,
+    sinks: Sequence[RowSink] = (),
 ) -> tuple[ProfileSet, FitResult]:
     """Measure until LPNet's error on the held-out networks is at most `mape`, or the plan's candidates are used up.
 
@@ -38,6 +40,7 @@ def profile_until(
         show_progress: whether to show a bar for each round on stderr.
         open_bench: gives the devices to measure on, as for `latency.profiling.profile`.
         announce: called with one line after each round.
+        sinks: where rows go besides the file, as for `latency.profiling.profile`.
 
     Returns:
         The profile and the LPNet fitted to it; what the error is its manifest says.
@@ -57,7 +60,13 @@ def profile_until(
         n_candidates = min(n_candidates + ROUND, plan.n_candidates)
         part = replace(plan, n_candidates=n_candidates)
         measured = profile(
-            space_path, out_path, settings, part, show_progress=show_progress, open_bench=open_bench
+            space_path,
+            out_path,
+            settings,
+            part,
+            show_progress=show_progress,
+            open_bench=open_bench,
+            sinks=sinks,
         )
         fitted = fit(measured, space, seed=plan.seed)
         error = fitted.metrics[fitted.manifest.kind].mape

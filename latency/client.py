@@ -8,7 +8,9 @@ with ServiceClient("http://board-lab:8080", token) as service:
 import functools
 import json
 import os
+import re
 import time
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,7 @@ from latency.lpnet_files import LPNetManifest
 from latency.npy import NPY, npy_array, npy_bytes
 from latency.predictor import FloatArray, Prediction
 from latency.profile_rows import ProfileHeader, ProfileRow
+from latency.profiles import ProfileSet, parse_profile
 from latency.registry.records import (
     FINISHED,
     DeviceRecord,
@@ -43,6 +46,7 @@ URN = "urn:trimms:"
 # A request that changes nothing is sent again so often when the service does not answer.
 _ATTEMPTS = 3
 _LARGEST_BATCH = 2048
+_LPNET_ADDRESS = re.compile(r"(https?://.+)/v1/lpnets/([0-9a-f]+)/?")
 
 Answer = TypeVar("Answer")
 
@@ -118,6 +122,28 @@ class ServiceClient:
     def download_profile(self, profile_id: str) -> bytes:
         """A profile set as a `profile.jsonl`."""
         return self.send("GET", f"/v1/profiles/{profile_id}/jsonl").content
+
+    def profile_of(self, manifest: LPNetManifest) -> ProfileSet:
+        """What was measured of an LPNet's network on its device; of several sets that by whose clock it was fitted.
+
+        Raises:
+            NotFoundError: there is nothing.
+        """
+        known = self.profiles(
+            structure_hash=manifest.structure_hash, device_digest=manifest.fingerprint.digest
+        )
+        if not known:
+            raise NotFoundError(
+                f"The service has no profile of network {manifest.structure_hash[:12]} on device "
+                f"{manifest.fingerprint.digest}; upload it with `trimms profile --registry`."
+            )
+        best = max(
+            known, key=lambda record: (record.reference_ms == manifest.reference_ms, record.created_at)
+        )
+        profile = parse_profile(self.download_profile(best.id), Path(best.id))
+        if profile is None:
+            raise ServiceError(f"The service answered with an empty profile {best.id}.")
+        return profile
 
     def lpnets(self, **of: str) -> list[dict[str, Any]]:
         """Known LPNets in a few figures, the newest first; `structure_hash=` and `device_digest=` choose."""
@@ -236,6 +262,10 @@ class RemotePredictor:
         """Close its connection to the service."""
         self._service.close()
 
+    def profile(self) -> ProfileSet:
+        """What was measured on its device, see `ServiceClient.profile_of`."""
+        return self._service.profile_of(self.manifest)
+
     def predict_ms(self, widths: npt.ArrayLike) -> FloatArray:
         """Predicted latencies in ms, [n]; see `Predictor.predict_ms`."""
         return self._predicted(widths)[:, 0].copy()
@@ -282,6 +312,36 @@ class RemotePredictor:
         answer = self._service.send("POST", f"{self._path}/predict", content=npy_bytes(rows), headers=headers)
         found: FloatArray = npy_array(answer.content)
         return found
+
+
+def lpnet_at(address: str) -> RemotePredictor:
+    """The LPNet at an address, with a connection of its own that ends with it.
+
+    Args:
+        address: where a service shows it, such as `http://lab:8080/v1/lpnets/3f0c9a…`.
+
+    Raises:
+        SettingError: it is no such address.
+        LatencyError: the service does not have it, or does not answer.
+    """
+    found = _LPNET_ADDRESS.fullmatch(address)
+    if found is None:
+        raise SettingError(
+            f"An LPNet of a service is at an address such as http://lab:8080/v1/lpnets/ID; got {address!r}. "
+            "The service lists them at /v1/lpnets."
+        )
+    service = ServiceClient(found[1])
+    try:
+        return owning(service.predictor(found[2]), service)
+    except LatencyError:
+        service.close()
+        raise
+
+
+def owning(predictor: RemotePredictor, service: ServiceClient) -> RemotePredictor:
+    """The predictor, with which its service's connection will end."""
+    weakref.finalize(predictor, service.close)
+    return predictor
 
 
 def _error(answer: httpx.Response) -> LatencyError:

@@ -19,6 +19,7 @@ from typing import Any
 import onnxruntime as ort
 
 from latency.errors import InputError, ProviderUnavailableError
+from latency.gpu import gpu_kinds
 from latency.providers import PRECISIONS, PROVIDERS, provider_named
 
 # The instruction sets that pick ORT's kernels, and with them the staircase in channels.
@@ -175,6 +176,7 @@ class DeviceFingerprint:
         kernel: kernel release, not hashed.
         libc: C library and version.
         python: Python's version, not hashed.
+        gpus: kinds of GPU, see `latency.gpu`, where the provider runs on one.
     """
 
     architecture: str
@@ -192,11 +194,14 @@ class DeviceFingerprint:
     kernel: str
     libc: str
     python: str
+    gpus: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Hash of the fields that make latencies comparable, 16 hexadecimal digits."""
-        text = json.dumps(self._stable_fields(), sort_keys=True)
+        # Digests of devices without GPUs are from before there was that field.
+        fields = {name: value for name, value in self._stable_fields().items() if name != "gpus" or value}
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: "DeviceFingerprint") -> tuple[str, ...]:
@@ -213,6 +218,7 @@ class DeviceFingerprint:
         parts = [
             f"{self.cpu_model} ({self.cpu_family})",
             *widest,
+            *self.gpus,
             threads,
             f"batch {self.settings.batch_size}",
             *([] if self.settings.precision == "fp32" else [self.settings.precision]),
@@ -227,18 +233,22 @@ class DeviceFingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """The fingerprint as a JSON object."""
-        return dataclasses.asdict(self) | {
+        record = dataclasses.asdict(self) | {
             "isa": list(self.isa),
             "session_config": dict(self.session_config),
             "provider_options": dict(self.provider_options),
             "digest": self.digest,
         }
+        if not record.pop("gpus"):
+            return record
+        return record | {"gpus": list(self.gpus)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DeviceFingerprint":
         """The fingerprint that `to_json` gave."""
         fields = {name: value for name, value in record.items() if name != "digest"}
         fields["isa"] = tuple(record["isa"])
+        fields["gpus"] = tuple(record.get("gpus", ()))
         fields["session_config"] = _sorted_pairs(record["session_config"])
         fields["provider_options"] = _sorted_pairs(record["provider_options"])
         fields["settings"] = DeviceSettings.from_json(record["settings"])
@@ -275,6 +285,7 @@ def fingerprint(settings: DeviceSettings) -> DeviceFingerprint:
         kernel=platform.release(),
         libc=" ".join(platform.libc_ver()).strip(),
         python=platform.python_version(),
+        gpus=gpu_kinds() if settings.hardware == "gpu" else (),
     )
 
 

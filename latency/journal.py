@@ -6,7 +6,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +19,13 @@ _MAGIC = json.dumps({"kind": FORMAT_NAME}).encode().rstrip(b"}")
 
 
 class RowSink(Protocol):
-    """Where a profile's rows go besides its file, such as a service; a `LatencyError` says that it cannot take one."""
+    """Where a profile's rows go besides its file, such as a service; a `LatencyError` ends the profiling."""
 
-    def start(self, header: ProfileHeader) -> None:
-        """Begin the profile set with this header, or go on with it."""
+    def start(self, header: ProfileHeader, rows: Sequence[ProfileRow]) -> None:
+        """Begin the profile set with this header, or go on with it, with the rows that are on disk already."""
 
     def append(self, row: ProfileRow) -> None:
-        """Take a row; it is kept when the call returns. A row that came before may come again."""
+        """Take a row that has just been measured; it is on disk."""
 
 
 class ProfileJournal:

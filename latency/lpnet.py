@@ -30,10 +30,8 @@ from torch import Tensor, nn
 
 from latency.encoding import Encoding
 from latency.errors import ProfileError
+from latency.grid_tables import LEAST_MS
 from latency.lpnet_files import WEIGHTS_FILE, read_manifest
-
-# Far below any network's latency: keeps the logarithm finite where every width is 0.
-_LEAST_MS = 1e-6
 
 
 class LatencyModel(nn.Module):
@@ -154,7 +152,7 @@ class LPNet(LatencyModel):
 
     def mlp_inputs(self, directions: Tensor, physics_ms: Tensor) -> Tensor:
         """What the MLP sees: log physics and directions of the features, standardised, [n, 1 + n_directions]."""
-        log_physics = physics_ms.clamp(min=_LEAST_MS).log()[:, None]
+        log_physics = physics_ms.clamp(min=LEAST_MS).log()[:, None]
         return (torch.cat([log_physics, directions], dim=1) - self.mean) / self.scale
 
     def spread(self, widths: Tensor) -> Tensor:
@@ -167,7 +165,7 @@ class LPNet(LatencyModel):
         """Standard error relative to the physics, [n], of what the members say, [n, n_members]."""
         n_members = self.members.shape[0]
         variance = (n_members - 1) / n_members * (each_ms - each_ms.mean(1, keepdim=True)).square().sum(1)
-        return variance.sqrt() / physics_ms.clamp(min=_LEAST_MS)
+        return variance.sqrt() / physics_ms.clamp(min=LEAST_MS)
 
     def outputs(self, widths: Tensor) -> dict[str, Tensor]:
         """Prediction, spread and each layer's share; see `LatencyModel.outputs`."""

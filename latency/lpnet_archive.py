@@ -21,7 +21,7 @@ FILES = (MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE, GRADIENT_FILE, GRID_FILE)
 NEEDED_FILES = (MANIFEST_FILE, ONNX_FILE, WEIGHTS_FILE)
 
 LARGEST_FILE_BYTES = 64 * 2**20
-"""The largest tables are 15 MB, see `latency.tabulated`."""
+"""The largest tables are 15 MB, see `latency.grid_tables`."""
 
 
 def archive_of(contents: Mapping[str, bytes]) -> bytes:

@@ -20,7 +20,7 @@ from latency.lpnet_files import (
     LPNetManifest,
     write_manifest,
 )
-from latency.tabulated import MOST_ROWS, TabulatedLPNet, n_rows
+from latency.tabulated import MOST_ROWS, n_rows, tabulate
 
 # Sizes that agree are taken for one and the same, so the number of rows is one that nothing else has.
 _UNLIKE_ANY_WIDTH = 7919
@@ -46,7 +46,7 @@ def save_lpnet(model: LatencyModel, directory: Path, manifest: LPNetManifest) ->
 
 
 def onnx_files(model: LatencyModel) -> dict[str, bytes]:
-    """ONNX files of the model by name: `widths` float32 [n, n_groups], any n, → what each is for.
+    """ONNX files of the model by name: `widths` float32 [n, n_groups], any n, → what each is for; and its tables.
 
     The gradient is torch's own, traced through autograd.
     """
@@ -64,7 +64,7 @@ def onnx_files(model: LatencyModel) -> dict[str, bytes]:
         )(torch.ones(_UNLIKE_ANY_WIDTH, model.n_groups))
     files[GRADIENT_FILE] = _onnx_bytes(traced.eval(), ["latency_ms", "gradient"], example)
     if isinstance(model, LPNet) and n_rows(model) <= MOST_ROWS:
-        files[GRID_FILE] = _onnx_bytes(TabulatedLPNet(model).eval(), outputs, example)
+        files[GRID_FILE] = tabulate(model).to_onnx()
     return files
 
 

@@ -1,7 +1,7 @@
 """The files of a fitted LPNet and its manifest.
 
 An LPNet is a folder: `lpnet.onnx` (widths → milliseconds), `lpnet-gradient.onnx` (widths → milliseconds and their
-gradient), `lpnet-grid.onnx` (the first on the grid alone, many times as fast, see `latency.tabulated`),
+gradient), `lpnet-grid.onnx` (tables for the first on the grid alone, many times as fast, see `latency.grid_tables`),
 `lpnet.safetensors` (the first for torch) and `lpnet.json`, the manifest: which network and device it is for, how
 good it is, and the hashes of the others.
 """
@@ -25,8 +25,9 @@ FORMAT_NAME = "trimms lpnet"
 # 1: first version. 2: `cv_rmse` and `largest_spread` in the manifest, `spread` and `layer_ms` in the ONNX file.
 # 3: `model_error` in the manifest.
 # 4: `lpnet-gradient.onnx`, and `lpnet-grid.onnx` where its tables are not too large.
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (3, 4)
+# 5: `lpnet-grid.onnx` holds tables; before, a graph that computed with them.
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (3, 4, 5)
 
 WIDEST = 2**20
 """Channels of the widest group that anybody has."""

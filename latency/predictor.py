@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from latency.device import DeviceFingerprint
 from latency.errors import DeviceMismatchError, LatencyError, ProfileError, WidthError
+from latency.grid_tables import Floats, GridTables
 from latency.lpnet_files import (
     GRADIENT_FILE,
     GRID_FILE,
@@ -26,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 _Z95 = 1.96
 # Spread from which a network counts as unlike those profiled, relative to their largest.
 _OUT_OF_RANGE = 1.5
+# Sum of squares up to which every width is an int64.
+_WHOLE = 2.0**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,15 @@ class Predictor:
         session: ort.InferenceSession,
         manifest: LPNetManifest,
         *,
-        on_grid: ort.InferenceSession | None = None,
+        tables: GridTables | None = None,
         gradient: ort.InferenceSession | None = None,
     ) -> None:
-        """A predictor of an LPNet's files as sessions; the last two are None where the LPNet lacks them."""
+        """A predictor of an LPNet's files, opened; the last two are None where the LPNet lacks them."""
         self.manifest = manifest
         self._session = session
-        self._on_grid = on_grid
+        self._tables = tables
         self._gradient = gradient
-        self._full = manifest.full_widths.astype(np.float32)
-        self._offsets, self._allowed = _allowed_table(manifest)
+        self._offsets, self._allowed = _allowed_widths(manifest)
 
     @classmethod
     def load(
@@ -101,12 +103,12 @@ class Predictor:
         if device is not None and not allow_other_device:
             _require_device(manifest, device, directory)
         known = file_hashes(directory)
-        optional = {
-            name: _load_session(directory, read_file(directory, file), file)
-            for name, file in (("on_grid", GRID_FILE), ("gradient", GRADIENT_FILE))
-            if file in known
-        }
-        return cls(_load_session(directory, read_file(directory, ONNX_FILE), ONNX_FILE), manifest, **optional)
+        return cls(
+            _load_session(directory, ONNX_FILE),
+            manifest,
+            tables=_load_tables(directory, manifest) if GRID_FILE in known else None,
+            gradient=_load_session(directory, GRADIENT_FILE) if GRADIENT_FILE in known else None,
+        )
 
     def predict_ms(self, widths: npt.ArrayLike) -> FloatArray:
         """Predicted latencies in ms, [n].
@@ -118,10 +120,13 @@ class Predictor:
         Raises:
             WidthError: wrong shape, not finite, out of range, or 0 where a group cannot vanish.
         """
-        session, vectors = self._session_for(widths)
+        on_grid = self._on_grid(widths)
+        if on_grid is not None and self._tables is not None:
+            return self._tables.latency_ms(on_grid).astype(np.float64)
+        vectors = self._checked(widths)
         if len(vectors) == 0:
             return np.zeros(0)
-        (latency_ms,) = session.run(["latency_ms"], {"widths": vectors})
+        (latency_ms,) = self._session.run(["latency_ms"], {"widths": vectors.astype(np.float32)})
         return np.asarray(latency_ms, dtype=np.float64)
 
     def predict(self, widths: npt.ArrayLike) -> Prediction:
@@ -137,11 +142,13 @@ class Predictor:
         """
         if self.manifest.largest_spread is None:
             raise ProfileError(f"A {self.manifest.kind} predicts the latency alone; fit an LPNet.")
-        session, vectors = self._session_for(widths)
-        names = ["latency_ms", "spread", "layer_ms"]
-        latency_ms, spread, layer_ms = (
-            np.asarray(value, dtype=np.float64) for value in session.run(names, {"widths": vectors})
-        )
+        on_grid = self._on_grid(widths)
+        if on_grid is not None and self._tables is not None:
+            found = self._tables.outputs(on_grid)
+        else:
+            vectors = self._checked(widths).astype(np.float32)
+            found = self._session.run(["latency_ms", "spread", "layer_ms"], {"widths": vectors})
+        latency_ms, spread, layer_ms = (np.asarray(value, dtype=np.float64) for value in found)
         factor = np.exp(_Z95 * np.sqrt(self.manifest.model_error**2 + spread**2))
         return Prediction(
             latency_ms=latency_ms,
@@ -175,22 +182,23 @@ class Predictor:
         """Whether `gradient` can answer."""
         return self._gradient is not None
 
-    def _session_for(self, widths: npt.ArrayLike) -> tuple[ort.InferenceSession, npt.NDArray[np.float32]]:
-        """The fastest session that can answer, and its input, [n, n_groups]."""
-        if self._on_grid is not None:
-            try:
-                with np.errstate(over="ignore"):  # what is no float32 is off the grid
-                    vectors = np.asarray(widths, dtype=np.float32)
-            except (TypeError, ValueError):
-                vectors = self._full[:0]
-            vectors = vectors[None] if vectors.ndim == 1 else vectors
-            if vectors.shape[1:] == self._full.shape and self._all_on_grid(vectors):
-                return self._on_grid, vectors
-        return self._session, self._checked(widths).astype(np.float32)
-
-    def _all_on_grid(self, vectors: npt.NDArray[np.float32]) -> bool:
-        within = np.fmin(np.fmax(vectors, 0), self._full).astype(np.int64)  # also what is not finite
-        return bool((within == vectors).all() and self._allowed.take(within + self._offsets).all())
+    def _on_grid(self, widths: npt.ArrayLike) -> Floats | None:
+        """The widths, [n, n_groups], if there are tables that have all of them; what is no width they do not have."""
+        if self._tables is None:
+            return None
+        try:
+            vectors = np.asarray(widths)
+        except ValueError:  # rows of unlike length
+            return None
+        if vectors.ndim == 1:
+            vectors = vectors[None]
+        if vectors.ndim != 2 or vectors.shape[1] != self._offsets.shape[1] or vectors.dtype.kind not in "fiu":
+            return None
+        if vectors.dtype.kind == "f" and not np.vdot(vectors, vectors) < _WHOLE:  # nor is NaN
+            return None
+        # A width outside of its group's finds one of another group, which is smaller than it, or at least not negative.
+        found = self._allowed.take(vectors.astype(np.int64) + self._offsets, mode="clip")
+        return found if np.count_nonzero(found == vectors) == found.size else None
 
     def _checked(self, widths: npt.ArrayLike) -> FloatArray:
         manifest = self.manifest
@@ -221,22 +229,35 @@ class Predictor:
         return vectors
 
 
-def _allowed_table(manifest: LPNetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Where each group's widths begin in a table, [n_groups], and whether each width is on the grid."""
+def _allowed_widths(manifest: LPNetManifest) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Where each group's widths begin in a table, [1, n_groups], and the table: each width on the grid, else NaN."""
     sizes = manifest.full_widths + 1
     offsets = np.cumsum(sizes) - sizes
-    table = np.zeros(int(sizes.sum()), dtype=np.bool_)
+    table = np.full(int(sizes.sum()), np.nan, dtype=np.float32)
     for offset, allowed, may_vanish in zip(offsets, manifest.grid.allowed, manifest.may_vanish, strict=True):
-        table[offset + np.array(allowed)] = True
-        table[offset] |= may_vanish
-    return offsets, table
+        table[offset + np.array(allowed)] = allowed
+        if may_vanish:
+            table[offset] = 0
+    return offsets[None], table
 
 
-def _load_session(directory: Path, content: bytes, name: str) -> ort.InferenceSession:
+def _load_session(directory: Path, name: str) -> ort.InferenceSession:
+    content = read_file(directory, name)
     try:
         return make_session(content)
     except LatencyError as error:
         raise ProfileError(f"{Path(directory) / name} does not load ({error}); fit again.") from error
+
+
+def _load_tables(directory: Path, manifest: LPNetManifest) -> GridTables | None:
+    content, n_groups = read_file(directory, GRID_FILE), len(manifest.group_names)
+    try:
+        tables = GridTables.from_onnx(content)
+        if tables is not None and tables.n_groups != n_groups:
+            raise ProfileError(f"it has {tables.n_groups} groups, the network {n_groups}")
+    except ProfileError as error:
+        raise ProfileError(f"{Path(directory) / GRID_FILE} does not load ({error}); fit again.") from error
+    return tables
 
 
 def _require_device(manifest: LPNetManifest, device: DeviceFingerprint, directory: Path) -> None:

@@ -103,7 +103,7 @@ def profile(
         plan: how many candidates, which, measured how.
         show_progress: whether to show a bar with the remaining time on stderr.
         open_bench: gives the devices to measure on; this one if left out.
-        sinks: where rows go besides the file, once they are on disk. They get those of earlier calls again.
+        sinks: where rows go besides the file, once they are on disk; they begin with those of earlier calls.
 
     Returns:
         Everything in the file. A space smaller than the numbers asked for is measured as far as it goes.
@@ -122,7 +122,8 @@ def profile(
     setup = WorkerSetup(space_path, settings, plan.protocol)
     with open_journal(out_path) as journal, open_bench(setup) as bench:
         header = _ensure_header(journal, bench, space, plan)
-        _catch_up(sinks, header, journal)
+        for sink in sinks:
+            sink.start(header, journal.profile.rows)
         chosen = _chosen(space, header.grid, journal, plan)
         keys = list(measuring_order(chosen, plan.passes))
         missing = [key for key in keys if key not in journal.keys]
@@ -254,13 +255,6 @@ def _ensure_header(
         return wanted
     require_same(journal.header, wanted, journal.path)
     return journal.header
-
-
-def _catch_up(sinks: Iterable[RowSink], header: ProfileHeader, journal: ProfileJournal) -> None:
-    for sink in sinks:
-        sink.start(header)
-        for row in journal.profile.rows:
-            sink.append(row)
 
 
 def _record_all(rows: Iterable[ProfileRow], journal: ProfileJournal, sinks: Iterable[RowSink]) -> None:

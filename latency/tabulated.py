@@ -1,129 +1,107 @@
-"""LPNet on the grid of allowed widths: sums over tables, the same figures twenty times as fast.
+"""The tables of an LPNet, see `latency.grid_tables`, worked out by its own encoding."""
 
-On the grid a layer's features depend on two whole numbers alone, the steps of channels that it reads and those that it
-writes. All that LPNet takes from the features is linear in them (the physics, its members, the directions that the
-MLP sees, and the bytes of weights). So each layer has a table with these sums for every pair of steps, worked out by
-the encoding itself, and a prediction is one row of each layer's table, added up, and LPNet's own MLP:
-
-    Σ_l table_l[steps in, steps out]  →  physics, members, directions, bytes  →  latency, spread
-
-A layer whose branch is removed has the row of zeros. Between grid points `latency.lpnet.LPNet` itself is to be asked.
-"""
-
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from latency.encoding import TERMS, Encoding, Side
+from latency.grid_tables import GridTables
 from latency.lpnet import LPNet
+from latency.lpnet_files import WIDEST
 
 MOST_ROWS = 250_000
 """Rows of all tables together (some 15 MB); networks with more, of long concatenations, go without."""
 
 # Steps are whole numbers but for rounding errors.
 _ROUNDING = 1e-3
+# Takes any row below 0.
+_GONE = -(2.0**20)
+# After the row of zeros.
+_NETWORK_ROW = 1
 
 
-class TabulatedLPNet(nn.Module):
-    """Predictions of an LPNet at widths on its grid.
+def tabulate(lpnet: LPNet) -> GridTables:
+    """Tables that say what the LPNet says at widths on its grid.
 
-    Attributes:
-        lpnet: where the tables come from, and what turns their sums into latencies.
-        tables: rows of all layers, the row of zeros first, [n_rows, n_sums + 1]; the bytes of weights last.
-        first_row: where each layer's table begins, [n_layers].
-        n_out: rows for each step in, [n_layers].
-        steps: steps in and steps out for each channel of a group, [2 · n_layers, n_groups].
-        needs: groups without which a layer is gone, [n_layers, n_groups].
-        stays: groups without which a group is gone, itself among them, [n_groups, n_groups].
-        beyond: what each byte beyond a cache adds to the sums, [n_sums, n_caches].
-        constant: what does not depend on the widths, [n_sums].
+    Raises:
+        ValueError: there would be more than `MOST_ROWS` rows, see `n_rows`.
     """
+    if n_rows(lpnet) > MOST_ROWS:
+        raise ValueError(f"{n_rows(lpnet)} rows, at most {MOST_ROWS} are worth their memory")
+    encoding = Encoding(lpnet.encoding.state_dict()).double()
+    layout = _layout(encoding)
+    per_term, constant = _linear_sums(lpnet, encoding)
+    n_layer_terms = encoding.n_layers * len(TERMS)
+    needs_others = bool(encoding.implied.any())
+    values = {
+        "tables": _tables(encoding, layout, per_term[:n_layer_terms], constant),
+        "canonical": (encoding.implied + torch.eye(encoding.n_groups))[: encoding.n_groups * needs_others],
+        "canonical_bias": -encoding.implied.sum(dim=0)[None],
+        **_places(encoding, layout),
+        **_caches(encoding, per_term[n_layer_terms:]),
+        **_correction(lpnet),
+    }
+    arrays = {name: value.detach().float().contiguous().numpy() for name, value in values.items()}
+    return GridTables(**arrays)
 
-    tables: Tensor
-    first_row: Tensor
-    n_out: Tensor
-    steps: Tensor
-    steps_bias: Tensor
-    needs: Tensor
-    needs_bias: Tensor
-    stays: Tensor
-    stays_bias: Tensor
-    beyond: Tensor
-    constant: Tensor
 
-    def __init__(self, lpnet: LPNet) -> None:
-        """Tables of the given LPNet.
+def _places(encoding: Encoding, layout: "_Layout") -> dict[str, Tensor]:
+    """From widths to rows: see the attributes of `GridTables`."""
+    n_layers, n_groups = encoding.n_layers, encoding.n_groups
+    steps_in = encoding.in_terms / encoding.in_step
+    steps_out = encoding.out_terms / encoding.out_step * ~layout.diagonal
+    # Rounded up, (1/2 - width) / widest is 1 at width 0, and 0 at any other.
+    absence = -torch.eye(n_groups) / WIDEST
+    bias = [torch.full((2 * n_layers,), -_ROUNDING), torch.full((n_groups,), 0.5 / WIDEST), torch.ones(1)]
+    # The last step is 1, and leads to where each table begins.
+    places = torch.cat(
+        [torch.diag(layout.n_out), torch.eye(n_layers), _GONE * encoding.depends, layout.first_row[None]]
+    )
+    network = torch.zeros(places.shape[0], 1)
+    network[-1] = _NETWORK_ROW
+    return {
+        "steps": torch.cat([steps_in, steps_out, absence, torch.zeros(n_groups, 1)], dim=1),
+        "steps_bias": torch.cat(bias)[None],
+        "places": torch.cat([places, network], dim=1),
+    }
 
-        Raises:
-            ValueError: there would be more than `MOST_ROWS` rows, see `n_rows`.
-        """
-        super().__init__()
-        if n_rows(lpnet) > MOST_ROWS:
-            raise ValueError(f"{n_rows(lpnet)} rows, at most {MOST_ROWS} are worth their memory")
-        self.lpnet = lpnet
-        encoding = Encoding(lpnet.encoding.state_dict()).double()
-        self._some_imply_others = bool(encoding.implied.any())
-        self._some_depend = bool(encoding.depends.any())
-        layout = _layout(encoding)
-        per_term, constant = _linear_sums(lpnet, encoding)
-        n_layer_terms = encoding.n_layers * len(TERMS)
-        steps_out = encoding.out_terms / encoding.out_step * ~layout.diagonal
-        steps = torch.cat([encoding.in_terms / encoding.in_step, steps_out], dim=1)
-        buffers = {
-            "tables": _tables(encoding, layout, per_term[:n_layer_terms]),
-            "first_row": layout.first_row,
-            "n_out": layout.n_out,
-            "steps": steps.T,
-            "steps_bias": torch.full((steps.shape[1],), -_ROUNDING),
-            # 1 - (1 - there) · depends, and there - (1 - there) · implied, as one step each
-            "needs": encoding.depends.T,
-            "needs_bias": 1.0 - encoding.depends.sum(dim=0),
-            "stays": (encoding.implied + torch.eye(encoding.n_groups)).T,
-            "stays_bias": -encoding.implied.sum(dim=0),
-            "beyond": per_term[n_layer_terms:].T,
-            "constant": constant,
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value.float().contiguous())
 
-    def forward(self, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predictions at widths on the grid; what it says elsewhere means nothing.
+def _caches(encoding: Encoding, per_byte: Tensor) -> dict[str, Tensor]:
+    """What exceeding caches adds, of what each byte beyond one adds to physics, members and directions."""
+    n_caches = len(encoding.caches)
+    neither = torch.zeros(per_byte.shape[1], n_caches)
+    return {
+        "excess": torch.cat([neither, torch.ones(1, n_caches), -encoding.caches[None]]),
+        "beyond": torch.cat([per_byte, torch.zeros(n_caches, 2)], dim=1),
+    }
 
-        Args:
-            widths: channels kept per group, [n, n_groups].
 
-        Returns:
-            Latency in ms, [n], spread, [n], and each layer's share in ms, [n, n_layers + 1]; see `LPNet.outputs`.
-        """
-        rows = nn.functional.embedding(self._rows(widths), self.tables)
-        totals, n_bytes = torch.split(rows.sum(dim=1), [self.beyond.shape[0], 1], dim=1)
-        network = self._network(n_bytes)
-        sizes = [1, self.lpnet.members.shape[0], self.lpnet.projection.shape[1]]
-        physics_ms, each_ms, directions = torch.split(totals + network, sizes, dim=1)
-        factor = torch.exp(self.lpnet.log_factor(directions, physics_ms[:, 0]))[:, None]
-        spread = self.lpnet.relative_spread(each_ms, physics_ms[:, 0])
-        shares = torch.cat([rows[:, :, 0], network[:, :1]], dim=1)
-        return (physics_ms * factor)[:, 0], spread, shares * factor
-
-    def _network(self, n_bytes: Tensor) -> Tensor:
-        """What belongs to no single layer, [n, n_sums], with so many bytes of weights, [n, 1]."""
-        if not self.beyond.shape[1]:  # too small a network to exceed any cache
-            return self.constant.expand(n_bytes.shape[0], -1)
-        return linear(torch.relu(n_bytes - self.lpnet.encoding.caches), self.beyond, self.constant)
-
-    def _rows(self, widths: Tensor) -> Tensor:
-        """Row of each layer in the tables, [n, n_layers]."""
-        there = widths.clamp(max=1.0)
-        if self._some_imply_others:
-            there = linear(there, self.stays, self.stays_bias).clamp(min=0.0)
-            widths = widths * there
-        steps_in, steps_out = linear(widths, self.steps, self.steps_bias).ceil().chunk(2, dim=1)
-        row = self.first_row + steps_in * self.n_out + steps_out
-        if self._some_depend:
-            row = row * linear(there, self.needs, self.needs_bias).clamp(min=0.0)
-        return row.to(torch.int64)
+def _correction(lpnet: LPNet) -> dict[str, Tensor]:
+    """From sums to spread and factor: see the attributes of `GridTables`."""
+    first, last = lpnet.mlp[0], lpnet.mlp[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    n_members, n_hidden = lpnet.members.shape[0], first.out_features
+    n_others = lpnet.projection.shape[1] + 2  # directions, bytes, 1
+    deviation = (torch.eye(n_members) - 1 / n_members) * ((n_members - 1) / n_members) ** 0.5
+    # SiLU is worked out from half of its argument.
+    per_input = 0.5 * first.weight.double().T / lpnet.scale[:, None]
+    bias = 0.5 * first.bias.double() - lpnet.mean.double() @ per_input
+    hidden = torch.cat(
+        [per_input[:1], torch.zeros(n_members, n_hidden), per_input[1:], torch.zeros(1, n_hidden), bias[None]]
+    )
+    # One more unit, whose input is always 2, for the output's bias.
+    always = torch.zeros(hidden.shape[0], 1)
+    always[-1] = 1.0
+    output = torch.cat([last.weight[0].double(), last.bias.double() / (1 + math.tanh(1.0))])
+    return {
+        "disagreement": torch.cat([torch.zeros(1, n_members), deviation, torch.zeros(n_others, n_members)]),
+        "hidden": torch.cat([hidden, always], dim=1),
+        "output": output,
+        "amplitude": lpnet.amplitude[None],
+    }
 
 
 class _Layout(NamedTuple):
@@ -138,7 +116,7 @@ class _Layout(NamedTuple):
 def n_rows(lpnet: LPNet) -> int:
     """Rows of an LPNet's tables."""
     layout = _layout(lpnet.encoding)
-    return 1 + int((layout.n_in * layout.n_out).sum())
+    return 1 + _NETWORK_ROW + int((layout.n_in * layout.n_out).sum())
 
 
 def _layout(encoding: Encoding) -> _Layout:
@@ -151,11 +129,11 @@ def _layout(encoding: Encoding) -> _Layout:
     diagonal = same & (encoding.in_terms.sum(dim=0) > 0)
     n_in, n_out = n_values("in"), n_values("out").where(~diagonal, 1)
     sizes = n_in * n_out
-    return _Layout(n_in, n_out, diagonal, 1 + sizes.cumsum(0) - sizes)
+    return _Layout(n_in, n_out, diagonal, 1 + _NETWORK_ROW + sizes.cumsum(0) - sizes)
 
 
 def _linear_sums(lpnet: LPNet, encoding: Encoding) -> tuple[Tensor, Tensor]:
-    """What each unscaled term adds to the sums, [n_terms, n_sums], and what is added in any case, [n_sums]."""
+    """What each unscaled term adds to physics, members and directions, [n_terms, n], and what is added anyway, [n]."""
     members = lpnet.members.double()
     columns = [lpnet.weight.double()[:, None], members[:, :-1].T, lpnet.projection.double()]
     per_feature = torch.cat(columns, dim=1) / encoding.full_values[:, None]
@@ -166,8 +144,8 @@ def _linear_sums(lpnet: LPNet, encoding: Encoding) -> tuple[Tensor, Tensor]:
     return per_term, torch.cat([lpnet.bias.double()[None], members[:, -1], nothing])
 
 
-def _tables(encoding: Encoding, layout: _Layout, per_term: Tensor) -> Tensor:
-    """Sums of every layer at every pair of steps, the row of zeros first, [n_rows, n_sums + 1]."""
+def _tables(encoding: Encoding, layout: _Layout, per_term: Tensor, constant: Tensor) -> Tensor:
+    """Row of zeros, the network's own, and of every layer at every pair of steps, [n_rows, n_sums]."""
     sizes = layout.n_in * layout.n_out
     # All layers at once; those with fewer rows repeat their last one.
     row = torch.arange(int(sizes.max()))[:, None].minimum(sizes - 1)
@@ -181,6 +159,7 @@ def _tables(encoding: Encoding, layout: _Layout, per_term: Tensor) -> Tensor:
     )
     sums = torch.einsum("rlt,ltk->rlk", terms, per_term.view(encoding.n_layers, len(TERMS), -1))
     n_bytes = terms[:, :, 0] * encoding.weight_bytes
-    sums = torch.cat([sums, n_bytes[..., None]], dim=2)
+    sums = torch.cat([sums, n_bytes[..., None], torch.zeros_like(n_bytes)[..., None]], dim=2)
     parts = [sums[: int(size), layer] for layer, size in enumerate(sizes)]
-    return torch.cat([torch.zeros(1, sums.shape[2], dtype=sums.dtype), *parts])
+    network = torch.cat([constant, torch.tensor([0.0, 1.0])])
+    return torch.cat([torch.zeros(1, sums.shape[2]), network[None], *parts])

@@ -121,6 +121,7 @@ def probe(
 @profile_options
 @device_options
 @fleet_options
+@click.option("--registry", help="URL of a service whose registry gets the rows too, as they come.")
 @seed_option
 @out_option
 @json_option
@@ -135,6 +136,7 @@ def profile(out: Path, as_json: bool, seed: int, **how: Any) -> None:
       trimms profile --out runs/mobilenet-int8 --dtype int8
       trimms profile --out runs/mobilenet --until-mape 1% --precision 0.5%
       trimms profile --out runs/mobilenet --scheduler tcp://10.0.0.5:8786 --device pi-3
+      trimms profile --out runs/mobilenet --registry http://lab:8080
     """
     from pruning.device_stages import profile_stage
 

@@ -39,7 +39,8 @@ method_options = joined(
         "--also",
         multiple=True,
         metavar="DIR:MS",
-        help="Meet so many ms on the device or setting of run directory DIR too, profiled and fitted there.",
+        help="Meet so many ms on the device or setting of run directory DIR too, profiled and fitted there; or of a "
+        "service's LPNet, http://…/v1/lpnets/ID:MS.",
     ),
     click.option(
         "--latency-term",
@@ -71,7 +72,7 @@ def prune_options(*, method: str, objective: str, depth: bool, also: tuple[str, 
     """What `method_options` say, but for the epochs.
 
     Raises:
-        SettingError: a name is not known, or --also is not a directory and a number.
+        SettingError: a name is not known, or --also is not a place and a number.
     """
     from pruning.prune_stage import PruneOptions
 
@@ -86,6 +87,7 @@ def _device_budget(text: str) -> tuple[str, float]:
         name = ""
     if not name:
         raise SettingError(
-            f"--also '{text}' is not a run directory and a number of ms, such as runs/threads2:0.8."
+            f"--also '{text}' is not a run directory, or an LPNet's address, and a number of ms, such as "
+            "runs/threads2:0.8."
         )
     return name, budget_ms

@@ -259,8 +259,9 @@ def profiling(
     provider: str,
     dtype: str,
     fleet: FleetOptions | None = None,
+    registry: str | None = None,
 ) -> ProfileOptions:
-    """What `device_options`, `profile_options` and, as `fleet`, `fleet_options` say together.
+    """What `device_options`, `profile_options` and, as `fleet`, `fleet_options` say together, and `--registry`.
 
     Raises:
         SettingError: two ways to end the profile are asked for.
@@ -283,6 +284,7 @@ def profiling(
         precision=precision,
         active=active,
         fleet=fleet,
+        registry=registry,
     )
 
 

@@ -1,10 +1,12 @@
 """Stages that run on the device: probe, profile, predict, verify. They need no torch."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from latency.bench import OpenBench, local_bench
 from latency.device import DeviceSettings, fingerprint
 from latency.fleet.address import FleetAddress
+from latency.journal import RowSink
 from latency.predictor import Predictor
 from latency.probe import KINDS, ProbeResult, probe_step
 from latency.probing import DeviceProbe, require_probed_here
@@ -102,6 +105,7 @@ class ProfileOptions:
             None is to visit each once.
         active: share of the networks that is chosen where LPNet's ensemble disagrees; None is none. Needs torch.
         fleet: devices to profile on; None is this one.
+        registry: URL of the service whose registry gets the rows too, as they come; None is no service.
     """
 
     provider: str = "cpu"
@@ -114,6 +118,7 @@ class ProfileOptions:
     precision: float | None = None
     active: float | None = None
     fleet: FleetOptions | None = None
+    registry: str | None = None
 
 
 def profile_stage(
@@ -126,6 +131,7 @@ def profile_stage(
     """Measure candidates of the run's network on this device, or a fleet; goes on where it was interrupted.
 
     Raises:
+        LatencyError: as `latency.profiling.profile`; or the profile is complete, but the service does not hold it.
         SettingError: LPNet is to be fitted on the way, but torch is not installed.
     """
     _require_torch(options)
@@ -143,16 +149,35 @@ def profile_stage(
         probe=None if options.fleet else _known_probe(run, settings),
     )
     out, bench = run.file("profile.jsonl"), _bench(options.fleet, announce)
-    if options.until_mape is not None:
-        from latency.adaptive import profile_until
+    with _sinks(options.registry, base, out, announce) as sinks:
+        if options.until_mape is not None:
+            from latency.adaptive import profile_until
 
-        profile_until(base, out, settings, plan, mape=options.until_mape, open_bench=bench, announce=announce)
-    elif options.active is not None:
-        from latency.active import profile_actively
+            profile_until(
+                base,
+                out,
+                settings,
+                plan,
+                mape=options.until_mape,
+                open_bench=bench,
+                announce=announce,
+                sinks=sinks,
+            )
+        elif options.active is not None:
+            from latency.active import profile_actively
 
-        profile_actively(base, out, settings, plan, share=options.active, open_bench=bench, announce=announce)
-    else:
-        profile(base, out, settings, plan, open_bench=bench)
+            profile_actively(
+                base,
+                out,
+                settings,
+                plan,
+                share=options.active,
+                open_bench=bench,
+                announce=announce,
+                sinks=sinks,
+            )
+        else:
+            profile(base, out, settings, plan, open_bench=bench, sinks=sinks)
     return profile_summary(run)
 
 
@@ -164,6 +189,20 @@ def _require_torch(options: ProfileOptions) -> None:
             f"{name} fits LPNet between measurements, which needs torch: profile without it here and run `trimms fit` "
             "where torch is, or install it with: pip install 'trimms[prune]'"
         )
+
+
+@contextlib.contextmanager
+def _sinks(
+    registry: str | None, base: Path, out: Path, announce: Callable[[str], None]
+) -> Iterator[tuple[RowSink, ...]]:
+    """Where a profile's rows go besides its file."""
+    if registry is None:
+        yield ()
+        return
+    from latency.registry_sink import streaming
+
+    with streaming(registry, base=base, profile=out, announce=announce) as sink:
+        yield (sink,)
 
 
 def _known_probe(run: RunDirectory, settings: DeviceSettings) -> ProbeResult | None:

@@ -39,7 +39,7 @@ class DeviceBudget:
     """A further device, or setting of a device, and the latency to meet there.
 
     Attributes:
-        name: what the user calls it: its run directory.
+        name: what the user calls it: its run directory, or the address of its LPNet.
         profile: what was measured on it.
         lpnet: the predictor fitted to that, for gradients.
         predictor: the same, for numbers.

@@ -21,6 +21,7 @@ from pruning.errors import BudgetError, SettingError
 from pruning.files import file_sha256
 from pruning.plan import Plan
 from pruning.prices import OBJECTIVES, DeviceBudget, PricedSpace
+from pruning.remote_lpnet import RemoteLPNet
 from pruning.run import RunDirectory
 from pruning.search import DEFAULT_METHOD, Cut, cut_within, search
 from pruning.stages import Workbench
@@ -66,7 +67,8 @@ class PruneOptions:
         method: name of the method, see `pruning.criteria.METHODS`.
         objective: what the search is charged for, see `pruning.prices.OBJECTIVES`; the budget is in ms either way.
         depth: whether groups may vanish, where the method uses that.
-        also: further devices: run directory with their profile and LPNet, and latency to meet there in ms.
+        also: further devices: run directory with their profile and LPNet, or address of an LPNet of a service; and
+            latency to meet there in ms.
     """
 
     method: str = DEFAULT_METHOD
@@ -102,18 +104,29 @@ def priced_space(bench: Workbench, options: PruneOptions) -> PricedSpace:
 
 
 def _other_device(first: ProfileSet, name: str, budget_ms: float) -> DeviceBudget:
+    if "://" in name:
+        from latency.client import lpnet_at
+
+        there = lpnet_at(name)
+        profile = there.profile()
+        _require_same_format(first, name, profile)
+        return DeviceBudget(name, profile, RemoteLPNet(there), there, budget_ms)
     run = RunDirectory(Path(name))
     profile = read_profile(
         run.require("profile.jsonl", f"run `trimms profile --out {name}` on that device first")
     )
-    formats = [each.header.settings.precision for each in (first, profile)]
+    _require_same_format(first, name, profile)
+    lpnet = run.require("lpnet", f"run `trimms fit --out {name}` first")
+    return DeviceBudget(name, profile, load_latency_model(lpnet), Predictor.load(lpnet), budget_ms)
+
+
+def _require_same_format(first: ProfileSet, name: str, other: ProfileSet) -> None:
+    formats = [each.header.settings.precision for each in (first, other)]
     if formats[0] != formats[1]:
         raise SettingError(
             f"--also {name}: that device was profiled in {formats[1]}, the run's own in {formats[0]}; the pruned "
             "network is one file in one number format: profile both in the same."
         )
-    lpnet = run.require("lpnet", f"run `trimms fit --out {name}` first")
-    return DeviceBudget(name, profile, load_latency_model(lpnet), Predictor.load(lpnet), budget_ms)
 
 
 def feasible_budget_ms(bench: Workbench, budget: Budget, options: PruneOptions | None = None) -> float:

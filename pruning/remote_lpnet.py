@@ -40,11 +40,12 @@ def find_lpnet(where: str, space: SearchSpace, profile: ProfileSet) -> LatencyPr
         LatencyError: there is none, or it belongs to another network.
     """
     if "://" in where:
-        from latency.client import ServiceClient
+        from latency.client import ServiceClient, owning
 
         service = ServiceClient(where)
         try:
-            return service.predictor_for(space.structure_hash, profile.header.fingerprint.digest)
+            digest = profile.header.fingerprint.digest
+            return owning(service.predictor_for(space.structure_hash, digest), service)
         except LatencyError:
             service.close()
             raise

@@ -86,16 +86,26 @@ def verify_others(run: RunDirectory) -> tuple[OtherVerification, ...]:
 
     Raises:
         ProfileError: a device's profile is gone or damaged.
+        ServiceError: a device is that of a service's LPNet, and the service does not answer.
     """
     how = run.result("prune", "run `trimms prune` first").get("how", {})
     found = []
     for name, budget_ms in how.get("also", ()):
-        profile = read_profile(Path(name) / "profile.jsonl")
+        profile = _profile_of(name)
         measured_ms = None
         if is_here(profile):
             measured_ms = measure_pruned(run, profile).ratio * profile.reference_ms
         found.append(OtherVerification(str(name), float(budget_ms), measured_ms))
     return tuple(found)
+
+
+def _profile_of(name: str) -> ProfileSet:
+    """What was measured on a further device, by its name in `PruneOptions.also`."""
+    if "://" not in name:
+        return read_profile(Path(name) / "profile.jsonl")
+    from latency.client import lpnet_at
+
+    return lpnet_at(name).profile()
 
 
 def is_here(profile: ProfileSet) -> bool:

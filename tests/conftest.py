@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from latency.space import SearchSpace
 from pruning.trace import trace
 from tests.known_network import KnownNetwork, make_known_network
+from tests.object_store import s3_server
 from tests.postgresql import postgresql_server
 
 
@@ -97,4 +98,11 @@ def known_network(residual_space: SearchSpace, tmp_path_factory: pytest.TempPath
 def postgresql_url() -> Iterator[str]:
     """URL of a PostgreSQL database; see `empty_database`."""
     with postgresql_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """URL of an S3 server with a bucket `lab`."""
+    with s3_server() as url:
         yield url

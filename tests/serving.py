@@ -1,11 +1,15 @@
 """Real services for tests."""
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import uvicorn
@@ -14,6 +18,8 @@ from latency.client import ServiceClient
 from latency.registry.registry import Registry
 from latency.service.app import make_app
 from latency.service.settings import ServiceSettings
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -58,3 +64,38 @@ def running(
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path, *options: str, database_url: str | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A running `trimms serve` and its URL; killed at the end if it still runs."""
+    command = [
+        sys.executable,
+        "-m",
+        "pruning.cli",
+        "serve",
+        "--registry",
+        str(folder),
+        "--port",
+        "0",
+        *options,
+    ]
+    environment = os.environ | ({"TRIMMS_DATABASE_URL": database_url} if database_url else {})
+    log = folder / "log"
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, text=True)
+    try:
+        yield _url(process, log), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _url(process: subprocess.Popen[str], log: Path) -> str:
+    while "serving at " not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    return log.read_text().partition("serving at ")[2].split()[0]

@@ -15,6 +15,7 @@ from latency.errors import FleetError, InputError
 from latency.fleet.address import FleetAddress
 from latency.fleet.devices import ANNOUNCEMENT, FleetDevice, own_version
 from latency.fleet.remote import DevicePlugin
+from latency.gpu import gpu_kinds
 
 # Dask's own housekeeping would run beside the measurements: a profiler that looks at every thread 100 times a second,
 # a check of the event loop 50 times a second, one of the memory 10 times a second.
@@ -64,7 +65,7 @@ def serve_device(
     if offered.cores:
         _pin(offered.cores)
     name = offered.name or socket.gethostname()
-    device = FleetDevice(name, fingerprint(DeviceSettings()), own_version())
+    device = FleetDevice(name, fingerprint(DeviceSettings()), own_version(), gpu_kinds())
     asyncio.run(_serve(address, device, offered, announce))
     raise FleetError(
         f"The scheduler {address.scheduler} has ended, or was lost; start it and the worker again."

@@ -1,5 +1,6 @@
 """The devices of a fleet: what each tells the scheduler about itself, and which of them are of one kind."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,16 +26,19 @@ class FleetDevice:
         name: unique in the fleet.
         fingerprint: its fingerprint at default settings (the CPU, one thread).
         trimms_version: version that runs there.
+        gpus: kinds of GPU there, see `latency.gpu`.
     """
 
     name: str
     fingerprint: DeviceFingerprint
     trimms_version: str
+    gpus: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         """Name of the Dask resource that the devices of one kind have, with one version of this package."""
-        return f"trimms-{self.trimms_version}-{self.fingerprint.digest}"
+        gpus = hashlib.sha256("; ".join(self.gpus).encode()).hexdigest()[:8] if self.gpus else "no-gpu"
+        return f"trimms-{self.trimms_version}-{self.fingerprint.digest}-{gpus}"
 
     def to_json(self) -> dict[str, Any]:
         """The device as a JSON object."""
@@ -42,13 +46,17 @@ class FleetDevice:
             "name": self.name,
             "fingerprint": self.fingerprint.to_json(),
             "trimms_version": self.trimms_version,
+            "gpus": list(self.gpus),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "FleetDevice":
         """The device that `to_json` gave."""
         return cls(
-            record["name"], DeviceFingerprint.from_json(record["fingerprint"]), record["trimms_version"]
+            record["name"],
+            DeviceFingerprint.from_json(record["fingerprint"]),
+            record["trimms_version"],
+            tuple(record.get("gpus", ())),  # another version says so in its own words
         )
 
 
@@ -97,4 +105,5 @@ def choose_kind(devices: Sequence[FleetDevice], name: str | None) -> list[FleetD
 
 
 def _described(group: Sequence[FleetDevice]) -> str:
-    return f"{', '.join(device.name for device in group)} ({group[0].fingerprint.describe()})"
+    about = "; ".join([group[0].fingerprint.describe(), *group[0].gpus])
+    return f"{', '.join(device.name for device in group)} ({about})"

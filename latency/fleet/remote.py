@@ -3,6 +3,9 @@
 The measuring itself is that of `latency.worker`, in a process of its own and under the device's lock.
 """
 
+import os
+import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,6 +93,7 @@ class JobPlugin(WorkerPlugin):
     def _ready_worker(self) -> Worker:
         if self._worker is None:
             raise MeasurementError(f"The worker has no device of kind {self.kind}.")
+        _yield_to_measurements()
         here = self._fingerprint = self._fingerprint or fingerprint(self._setup.settings)
         if here.digest != self.digest:
             raise DeviceMismatchError(
@@ -97,6 +101,15 @@ class JobPlugin(WorkerPlugin):
                 f"{here.digest} ({here.describe()}), not {self.digest}; stop its worker."
             )
         return self._worker
+
+
+def _yield_to_measurements() -> None:
+    """Let the main thread, which looks after Dask's connections, run when the measuring process does not.
+
+    Tasks have a thread of their own; the measuring process is started by it, and so keeps its usual priority.
+    """
+    if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
+        os.sched_setscheduler(os.getpid(), os.SCHED_IDLE, os.sched_param(0))
 
 
 def fingerprint_there(settings: DeviceSettings) -> DeviceFingerprint:

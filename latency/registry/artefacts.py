@@ -45,7 +45,7 @@ class ArtefactStore:
         try:
             if not self._files.exists(path):
                 self._write(path, content)
-        except OSError as error:
+        except Exception as error:  # those of fsspec's drivers share no other base class
             raise RegistryError(f"Artefact {sha256[:12]} cannot be written: {error}.") from error
         return sha256
 
@@ -60,7 +60,7 @@ class ArtefactStore:
             content: bytes = self._files.cat_file(self._path(sha256))
         except FileNotFoundError as error:
             raise NotFoundError(f"There is no artefact {sha256}.") from error
-        except OSError as error:
+        except Exception as error:  # as in `put`
             raise RegistryError(f"Artefact {sha256[:12]} cannot be read: {error}.") from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise RegistryError(f"Artefact {sha256[:12]} is damaged: its content has another hash.")
@@ -74,10 +74,11 @@ class ArtefactStore:
         """
         probe = f"{self._root}/probe-{uuid.uuid4().hex}"
         try:
-            self._files.makedirs(self._root, exist_ok=True)
+            if isinstance(self._files, LocalFileSystem):  # elsewhere that would make a bucket
+                self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(probe, b"trimms")
             self._files.rm_file(probe)
-        except OSError as error:
+        except Exception as error:  # as in `put`
             raise RegistryError(f"Artefacts cannot be written: {error}.") from error
 
     def _path(self, sha256: str) -> str:

@@ -174,7 +174,7 @@ def _require_same(session: Session, profile_id: str, values: dict[str, dict[str,
                 widths = json.loads(text)["widths"]
                 raise ConflictError(
                     f"Another measurement of widths {widths}, of the same split and pass, is kept already; "
-                    "give the new one a pass of its own."
+                    "give the new one a pass of its own, or profile with another seed."
                 )
 
 

@@ -88,6 +88,35 @@ def test_the_digest_ignores_kernel_python_and_affinity_but_not_what_changes_late
         assert dataclasses.replace(device, **change).digest != device.digest
 
 
+def test_digests_and_records_of_devices_without_gpus_stay_what_they_were_before_gpus_were_known():
+    device = DeviceFingerprint(
+        *("x86_64", "Abacus", "Abacus 1", "1 / 2 / 3", ("avx2",), None, 2, "1.31.1"),
+        *(
+            (("session.set_denormal_as_zero", "1"),),
+            (),
+            DeviceSettings(),
+            "Linux",
+            "6.1",
+            "glibc 2.36",
+            "3.11.7",
+        ),
+    )
+    assert device.digest == "0e5adebf22f552b8"
+    assert "gpus" not in device.to_json()
+    with_gpu = dataclasses.replace(device, gpus=("A10",))
+    assert with_gpu.digest != device.digest != dataclasses.replace(device, gpus=("L4",)).digest
+    assert DeviceFingerprint.from_json(json.loads(json.dumps(with_gpu.to_json()))) == with_gpu
+    assert device.differences(with_gpu) == ("gpus: () and ('A10',)",)
+    assert ", A10, 1 thread" in with_gpu.describe()
+
+
+def test_gpus_are_looked_for_where_the_provider_runs_on_one(monkeypatch):
+    monkeypatch.setattr("latency.device.require_available", lambda settings: None)
+    monkeypatch.setattr("latency.device.gpu_kinds", lambda: ("A10",))
+    found = {short: fingerprint(DeviceSettings.parse(short)).gpus for short in ("cpu", "cuda", "tensorrt")}
+    assert found == {"cpu": (), "cuda": ("A10",), "tensorrt": ("A10",)}
+
+
 def test_differences_name_the_field_and_both_values():
     device = fingerprint(DeviceSettings())
     other = dataclasses.replace(device, ort_version="0.1", settings=DeviceSettings(batch_size=8))

@@ -12,6 +12,7 @@ from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
 from latency.errors import DeviceMismatchError, ProfileError, WidthError
 from latency.grid import Grid
 from latency.lpnet_files import (
+    GRID_FILE,
     MANIFEST_FILE,
     ONNX_FILE,
     WEIGHTS_FILE,
@@ -21,6 +22,7 @@ from latency.lpnet_files import (
 )
 from latency.metrics import prediction_metrics
 from latency.predictor import Predictor
+from tests.latency.test_grid_tables import sum_tables
 
 
 def sum_model() -> bytes:
@@ -84,14 +86,40 @@ def directory(tmp_path: Path, manifest: LPNetManifest) -> Path:
     return tmp_path
 
 
-def test_a_batch_of_widths_gets_a_latency_each(directory: Path) -> None:
-    latency_ms = Predictor.load(directory).predict_ms([[32, 16], [16, 0], [20.5, 3.5]])
-    assert latency_ms.dtype == np.float64
-    np.testing.assert_allclose(latency_ms, [12.0, 4.0, 6.0])
+@pytest.fixture(params=["tables", "no tables"])
+def either(request: pytest.FixtureRequest, directory: Path, manifest: LPNetManifest) -> Path:
+    """The folder, with tables for the grid and without."""
+    if request.param == "tables":
+        (directory / GRID_FILE).write_bytes(sum_tables().to_onnx())
+        write_manifest(manifest, directory)
+    return directory
 
 
-def test_a_single_vector_and_an_empty_batch_are_batches_too(directory: Path) -> None:
+def test_a_batch_of_widths_gets_a_latency_each(either: Path) -> None:
+    predictor = Predictor.load(either)
+    for widths, expected_ms in (
+        ([[32, 16], [16, 0], [20.5, 3.5]], [12, 4, 6]),
+        ([[32, 16], [16, 0]], [12, 4]),
+    ):
+        latency_ms = predictor.predict_ms(widths)
+        assert latency_ms.dtype == np.float64
+        np.testing.assert_allclose(latency_ms, expected_ms)
+
+
+def test_tables_answer_on_the_grid_and_the_model_between(directory: Path, manifest: LPNetManifest) -> None:
+    tables = sum_tables()
+    twice = dataclasses.replace(tables, tables=2 * tables.tables)
+    (directory / GRID_FILE).write_bytes(twice.to_onnx())
+    write_manifest(manifest, directory)
     predictor = Predictor.load(directory)
+    for kind in (np.int8, np.int64, np.uint16, np.float32, np.float64):
+        np.testing.assert_allclose(predictor.predict_ms(np.array([32, 16], kind)), [24])
+    np.testing.assert_allclose(predictor.predict([16, 8]).layer_ms, [[8, 4, 0]])
+    np.testing.assert_allclose(predictor.predict_ms([[31, 16]]), [11.75])
+
+
+def test_a_single_vector_and_an_empty_batch_are_batches_too(either: Path) -> None:
+    predictor = Predictor.load(either)
     np.testing.assert_allclose(predictor.predict_ms(np.array([32, 16])), [12.0])
     assert predictor.predict_ms(np.zeros((0, 2))).shape == (0,)
 
@@ -130,14 +158,17 @@ def test_prediction_needs_no_torch_weights(directory: Path) -> None:
         ([[16, 8], [np.nan, 8]], "width of group 'stem' in row 1 is nan"),
         ([[16, np.inf]], "width of group 'branch' in row 0 is inf"),
         ([[33, 8]], "Group 'stem' has 32 channels; width 33 in row 0 is not in 16 … 32"),
+        ([[-1, 8]], "Group 'stem' has 32 channels; width -1 in row 0 is not in 16 … 32"),
+        ([[1e300, 8]], r"width 1e\+300 in row 0 is not in"),
+        ([[16, 8], [16]], "Widths are numbers, 2 for each network"),
         ([[16, -1]], "Group 'branch' has 16 channels; width -1 in row 0 is not in 0 … 16"),
         ([[0, 8]], "Group 'stem' has 32 channels; width 0 in row 0"),
         ([["wide", 8]], "Widths are numbers, 2 for each network"),
     ],
 )
-def test_widths_of_no_network_are_refused(directory: Path, widths: list[object], match: str) -> None:
+def test_widths_of_no_network_are_refused(either: Path, widths: list[object], match: str) -> None:
     with pytest.raises(WidthError, match=match):
-        Predictor.load(directory).predict_ms(widths)
+        Predictor.load(either).predict_ms(widths)
 
 
 def test_another_network_is_refused(directory: Path) -> None:
@@ -181,11 +212,21 @@ def edit(directory: Path, change: Callable[[dict[str, object]], None]) -> None:
     path.write_text(json.dumps(record))
 
 
-def bind_nonsense(directory: Path) -> None:
-    """A file that its manifest names, but that is no model."""
+def bind(directory: Path, name: str, content: bytes) -> None:
+    """Another file that its manifest names."""
     manifest = read_manifest(directory, needs=ONNX_FILE)
-    (directory / ONNX_FILE).write_bytes(b"no model")
+    (directory / name).write_bytes(content)
     write_manifest(manifest, directory)
+
+
+def one_group_more() -> bytes:
+    tables = sum_tables()
+    wider = {
+        "steps": np.ones((3, 7), np.float32),
+        "canonical": np.ones((0, 3), np.float32),
+        "canonical_bias": np.ones((1, 3), np.float32),
+    }
+    return dataclasses.replace(tables, **wider).to_onnx()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +234,9 @@ def bind_nonsense(directory: Path) -> None:
     [
         (truncate_onnx, "lpnet.onnx is damaged"),
         (lose_onnx, "lpnet.onnx is missing"),
-        (bind_nonsense, "lpnet.onnx does not load"),
+        (lambda d: bind(d, ONNX_FILE, b"no model"), "lpnet.onnx does not load"),
+        (lambda d: bind(d, GRID_FILE, b"no model"), r"lpnet-grid.onnx does not load \(it holds no tables: "),
+        (lambda d: bind(d, GRID_FILE, one_group_more()), r"does not load \(it has 3 groups, the network 2\)"),
         (lose_manifest, "There is no LPNet in"),
         (truncate_manifest, "lpnet.json is damaged"),
         (lambda d: edit(d, lambda r: r.update(format="plan")), "its format is 'plan'"),

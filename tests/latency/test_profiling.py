@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,8 +102,9 @@ class Sink:
         self.headers: list[ProfileHeader] = []
         self.rows: list[ProfileRow] = []
 
-    def start(self, header: ProfileHeader) -> None:
+    def start(self, header: ProfileHeader, rows: Sequence[ProfileRow]) -> None:
         self.headers.append(header)
+        self.rows.extend(rows)
 
     def append(self, row: ProfileRow) -> None:
         self.rows.append(row)

@@ -18,6 +18,8 @@ import torch
 from latency.device import DeviceSettings, fingerprint
 from latency.probing import DeviceProbe
 from latency.profiles import read_profile
+from latency.registry.registry import Registry
+from latency.service.settings import ServiceSettings
 from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
 from pruning.plan import Plan
@@ -25,6 +27,7 @@ from pruning.run import RunDirectory
 from pruning.surgery import load_slim
 from pruning.verify import CHOOSING, Verification, certify
 from tests.command_line import NET, invoke
+from tests.serving import running
 
 SMALL_RUN = (
     *("--data", "digits", "--input-size", "1x3x16x16", "--train-epochs", "2", "--speedup", "1.4"),
@@ -224,6 +227,13 @@ def test_a_device_that_was_not_profiled_is_refused(finished_run: tuple[Path, dic
     assert "nowhere/profile.jsonl' does not exist; run `trimms profile --out nowhere`" in done.stderr
 
 
+def test_a_service_alone_is_no_further_device(finished_run: tuple[Path, dict[str, object]]) -> None:
+    done = invoke("prune", "--out", finished_run[0], "--speedup", 1.4, "--also", "http://lab:8080")
+
+    assert done.exit_code == 2
+    assert "an address such as http://lab:8080/v1/lpnets/ID; got 'http://lab'" in done.stderr
+
+
 def test_a_run_meets_the_budget_of_a_second_setting_too(
     finished_run: tuple[Path, dict[str, object]], net_file: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +343,28 @@ def test_fp16_is_refused_where_it_would_be_computed_in_fp32(
     assert "provider cpu cannot run fp16" in done.stderr
     assert "Providers for fp16: cuda, tensorrt" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["base.onnx"]
+
+
+def test_a_profile_goes_into_a_registry_too(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    """All is measured already; that a service is away costs the exit code, and nothing else."""
+    out, registry = tmp_path / "out", Registry.in_folder(tmp_path / "registry")
+    shutil.copytree(finished_run[0], out)
+    command = ("profile", "--out", out, "--candidates", 24, "--held-out", 5, "--registry")
+
+    with running(registry, ServiceSettings(run_jobs=False), with_tokens=False) as service:
+        done = invoke(*command, service.url)
+    later = invoke(*command, service.url)
+
+    assert done.exit_code == 0, done.stderr
+    (record,) = registry.profiles.all()
+    assert registry.profiles.read(record.id).digest == read_profile(out / "profile.jsonl").digest
+    assert registry.networks.base(record.structure_hash) == (out / "base.onnx").read_bytes()
+    registry.close()
+    assert later.exit_code == 3
+    assert "The profile is complete" in later.stderr
+    assert "is it running? Give the same command again" in later.stderr
 
 
 def test_a_provider_that_is_not_there_is_refused(

@@ -33,6 +33,16 @@ def test_several_kinds_are_listed_until_one_is_named():
     assert choose_kind(devices, "pi-3") == devices[2:]
 
 
+def test_unlike_gpus_are_unlike_kinds():
+    devices = [
+        replace(_device(name), gpus=gpus) for name, gpus in (("a", ()), ("b", ("A10",)), ("c", ("L4",)))
+    ]
+    with pytest.raises(InputError, match=r"3 kinds, .*: a \(.*; b \(.*; A10\); c \(.*; L4\)"):
+        choose_kind(devices, None)
+    assert choose_kind(devices, "b") == devices[1:2]
+    assert [FleetDevice.from_json(device.to_json()) for device in devices] == devices
+
+
 def test_a_name_that_nobody_has_is_refused():
     with pytest.raises(InputError, match="called 'pi-4'; there are: a, b"):
         choose_kind([_device("a"), _device("b")], "pi-4")

@@ -1,10 +1,13 @@
 """Profiling on real worker processes."""
 
+import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from distributed import Client, Security
@@ -20,8 +23,11 @@ from latency.measure import Protocol, device_lock
 from latency.profile_rows import ProfileHeader, ProfileRow
 from latency.profiles import read_profile
 from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, profile
+from latency.registry.registry import Registry
+from latency.service.settings import ServiceSettings
 from latency.worker import WorkerSetup
 from pruning.cli import cli
+from tests.serving import running
 
 GRID = Grid((tuple(range(1, 9)), tuple(range(13))))
 QUICK = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
@@ -39,7 +45,7 @@ class After:
         self.rows: list[ProfileRow] = []
         self.n_rows_then: int | None = None
 
-    def start(self, header: ProfileHeader) -> None:
+    def start(self, header: ProfileHeader, rows: Sequence[ProfileRow]) -> None:
         pass
 
     def append(self, row: ProfileRow) -> None:
@@ -99,17 +105,50 @@ def test_the_same_command_again_measures_nothing_and_larger_numbers_what_is_miss
     _assert_complete(more, 2 * (9 + 2))
 
 
-def test_the_command_line_goes_on_with_it_and_shows_the_devices(fleet, space_path, tmp_path):
+def test_the_command_line_goes_on_with_it_shows_the_devices_and_fills_a_registry(fleet, space_path, tmp_path):
     begun = ProfilePlan(2, 1, protocol=PROFILING_PROTOCOL, grid=GRID)
     _profile(fleet, space_path, tmp_path / "profile.jsonl", plan=begun)
     options = ["--candidates", "12", "--held-out", "2", "--device", "one", "--out", str(tmp_path)]
+    registry = Registry.in_folder(tmp_path / "registry")
 
-    done = CliRunner().invoke(cli, ["profile", "--scheduler", fleet.address.scheduler, *options])
+    with running(registry, ServiceSettings(run_jobs=False), with_tokens=False) as service:
+        options += ["--registry", service.url]
+        done = CliRunner().invoke(cli, ["profile", "--scheduler", fleet.address.scheduler, *options])
 
     assert done.exit_code == 0, done.output
-    _assert_complete(read_profile(tmp_path / "profile.jsonl"), 2 * (12 + 2))
+    found = read_profile(tmp_path / "profile.jsonl")
+    _assert_complete(found, 2 * (12 + 2))
+    (record,) = registry.profiles.all()
+    assert registry.profiles.read(record.id).digest == found.digest
+    n_uploads = sum(request["path"] == f"/v1/profiles/{record.id}/rows" for request in service.requests)
+    assert n_uploads > len(found.rows) - 6  # each as it came, those of the first command together
+    registry.close()
     assert "28/28" in done.stderr
     assert re.search(r"rows  reference [\d.]+ ms \([+-][\d.]+%, ± [\d.]+%\)  one", done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a priority")
+def test_a_workers_housekeeping_makes_way_for_its_measuring_process(fleet, space_path, tmp_path):
+    def policies() -> list[bool]:
+        """Whether each of main thread, measuring process and others that the worker started runs when idle."""
+        children = psutil.Process().children(recursive=True)
+        return [
+            os.sched_getscheduler(pid) == os.SCHED_IDLE for pid in (os.getpid(), *(c.pid for c in children))
+        ]
+
+    found: dict[str, list[bool]] = {}
+
+    def look() -> None:
+        with Client(fleet.address.scheduler, set_as_default=False) as client:
+            found.update(client.run(policies))
+
+    _profile(fleet, space_path, tmp_path / "p.jsonl", After(6, look, n_devices=2))
+
+    assert len(found) == 2
+    for main, *started in found.values():
+        assert main
+        assert started
+        assert not any(started)
 
 
 def test_ctrl_c_keeps_the_rows_and_ends_the_job_on_the_devices(fleet, space_path, tmp_path):

@@ -3,63 +3,27 @@
 import contextlib
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from latency.client import ServiceClient
 from latency.errors import LatencyError, SettingError
+from latency.predictor import Predictor
 from latency.profiles import parse_profile
 from latency.registry.registry import Registry
 from latency.service.server import serve
 from latency.service.settings import ServiceSettings
 from tests.known_network import KnownNetwork
+from tests.object_store import S3_USER
 from tests.postgresql import empty_database
-
-ROOT = Path(__file__).parents[3]
-
-
-@contextlib.contextmanager
-def served(
-    folder: Path, *options: str, database_url: str | None = None
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A running `trimms serve` and its URL; killed at the end if it still runs."""
-    command = [
-        sys.executable,
-        "-m",
-        "pruning.cli",
-        "serve",
-        "--registry",
-        str(folder),
-        "--port",
-        "0",
-        *options,
-    ]
-    environment = os.environ | ({"TRIMMS_DATABASE_URL": database_url} if database_url else {})
-    log = folder / "log"
-    folder.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, text=True)
-    try:
-        yield _url(process, log), process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _url(process: subprocess.Popen[str], log: Path) -> str:
-    while "serving at " not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.02)
-    return log.read_text().partition("serving at ")[2].split()[0]
+from tests.serving import served
 
 
 def test_a_service_that_is_told_to_stop_finishes_what_it_accepted(
@@ -80,6 +44,21 @@ def test_a_service_that_is_told_to_stop_finishes_what_it_accepted(
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()[1:]]
     requests = [line for line in lines if line["message"] == "request"]
     assert [line["path"] for line in requests] == ["/health/ready", "/v1/profiles"]
+
+
+def test_files_in_an_s3_store_outlive_the_server(
+    tmp_path: Path, known_network: KnownNetwork, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (S3_USER | {"AWS_ENDPOINT_URL": s3_url}).items():
+        monkeypatch.setenv(name, value)
+    options = ("--no-jobs", "--artefacts", "s3://lab/trimms")
+    with served(tmp_path, *options) as (url, _), ServiceClient(url) as client:
+        lpnet_id = client.upload_lpnet(known_network.lpnet_folder).id
+    with served(tmp_path, *options) as (url, _), ServiceClient(url) as client:
+        local = Predictor.load(known_network.lpnet_folder)
+        found_ms = client.predictor(lpnet_id).predict_ms([[8, 12], [5.5, 3.25]])
+        np.testing.assert_allclose(found_ms, local.predict_ms([[8, 12], [5.5, 3.25]]))
+    assert not (tmp_path / "artefacts").exists()
 
 
 def test_other_machines_are_served_only_with_tokens(tmp_path: Path) -> None:
