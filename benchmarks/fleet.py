@@ -6,7 +6,7 @@
 A Dask scheduler and workers pinned to a core each, every one a process of its own, profile the same candidates: one
 worker, then both, in turns. Unlike two boards, two cores share caches, memory and clock; how much that slows the
 reference is reported, and how far it moves the ratios beside how far they move anyway. The scheduler and the client run
-on the same two cores, where with boards they would run elsewhere: they have the lowest priority, and the
+on the same two cores, where with boards they would run elsewhere: they get what time the workers leave, and the
 scheduler looks after itself once a second instead of 50 times.
 """
 
@@ -70,7 +70,7 @@ def main(model: str, input_size: str, candidates: int, rounds: int, seed: int) -
         profiles: dict[int, list[ProfileSet]] = {1: [], 2: []}
         with (
             scheduler(folder) as address,
-            ProcessPoolExecutor(1, get_context("spawn"), os.nice, (19,)) as client,
+            ProcessPoolExecutor(1, get_context("spawn"), _yield_to_others) as client,
         ):
             client.submit(os.getpid).result()  # it is there, and idle
             for round_index in range(rounds):
@@ -165,7 +165,15 @@ def line(row: Mapping[str, Any]) -> str:
 def scheduler(folder: Path) -> Iterator[FleetAddress]:
     """A Dask scheduler on any free port."""
     file = folder / "scheduler.json"
-    command = ["nice", "-n", "19", sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
+    command = [
+        "chrt",
+        "--idle",
+        "0",
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--no-dashboard",
+    ]
     command += ["--port", "0", "--host", "127.0.0.1", "--scheduler-file", str(file)]
     calm = os.environ | {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s"}
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=calm) as process:
@@ -177,6 +185,11 @@ def scheduler(folder: Path) -> Iterator[FleetAddress]:
             yield FleetAddress(json.loads(file.read_text())["address"])
         finally:
             process.terminate()
+
+
+def _yield_to_others() -> None:
+    """Run this process where a core would be idle otherwise."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ MOST_ROWS = 250_000
 
 # Steps are whole numbers but for rounding errors.
 _ROUNDING = 1e-3
-# More than there are rows, and exact in float32 together with any of them.
+# Takes any row below 0.
 _GONE = -(2.0**20)
 # After the row of zeros.
 _NETWORK_ROW = 1
