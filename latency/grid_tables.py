@@ -12,6 +12,7 @@ A layer whose branch is removed has the row of zeros. A single network's time go
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,8 +29,8 @@ Floats = npt.NDArray[np.float32]
 LEAST_MS = 1e-6
 """Far below any network's latency: keeps the logarithm finite where every width is 0."""
 
-# Networks whose rows are looked up before they are summed: so many rows stay in a cache meanwhile.
-_CHUNK = 256
+# Multiplications from which OpenBLAS wakes its other threads: far too few for them to be worth it.
+_THREADED = 2**18
 # Numbers of numpy's own spare it a conversion in each call.
 _ZERO, _ONE, _LEAST = np.float32(0), np.float32(1), np.float32(LEAST_MS)
 
@@ -89,6 +90,7 @@ class GridTables:
     output: Floats
     amplitude: Floats
     _ones: Floats = field(init=False, repr=False, compare=False)
+    _at_once: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         (n_groups, n_steps), (_, n_rows_each) = self.steps.shape, self.places.shape
@@ -114,6 +116,7 @@ class GridTables:
                     f"'{name}' is {array.dtype} of shape {array.shape}, not float32 of {shape}"
                 )
         object.__setattr__(self, "_ones", np.ones(n_rows_each, dtype=np.float32))
+        object.__setattr__(self, "_at_once", max(1, (_THREADED - 1) // max(1, self.places.size)))
 
     @property
     def n_groups(self) -> int:
@@ -122,17 +125,15 @@ class GridTables:
 
     def latency_ms(self, widths: Floats) -> Floats:
         """Latency in ms, [n], of widths on the grid, [n, n_groups]; what it says elsewhere means nothing."""
-        if len(widths) > _CHUNK:
-            chunks = range(0, len(widths), _CHUNK)
-            return np.concatenate([self.latency_ms(widths[first : first + _CHUNK]) for first in chunks])
+        if len(widths) > self._at_once:
+            return np.concatenate([self.latency_ms(part) for part in self._parts(widths)])
         sums = self._sums(widths)
         return sums.physics_ms * sums.factor
 
     def outputs(self, widths: Floats) -> GridOutputs:
         """Latency in ms, [n], spread, [n], and each layer's share in ms, [n, n_layers + 1]; as `latency_ms`."""
-        if len(widths) > _CHUNK:
-            chunks = range(0, len(widths), _CHUNK)
-            parts = [self.outputs(widths[first : first + _CHUNK]) for first in chunks]
+        if len(widths) > self._at_once:
+            parts = [self.outputs(part) for part in self._parts(widths)]
             return GridOutputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
         sums = self._sums(widths)
         variance = np.square(sums.total.dot(self.disagreement)).sum(axis=1)
@@ -143,6 +144,10 @@ class GridTables:
             spread=np.sqrt(variance) / sums.physics_ms,
             layer_ms=layer_ms * sums.factor[:, None],
         )
+
+    def _parts(self, widths: Floats) -> Iterator[Floats]:
+        for first in range(0, len(widths), self._at_once):
+            yield widths[first : first + self._at_once]
 
     def _sums(self, widths: Floats) -> _Sums:
         # The clipping turns rows before the first one, of layers that are gone, into the row of zeros.
