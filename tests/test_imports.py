@@ -55,7 +55,7 @@ LAYERS = {
         ("finetune", "gates"),
         ("sensitivity",),
         ("budget", "correction", "knapsack", "module_changes", "objective", "plan", "splits", "surgery"),
-        ("prices", "remote_lpnet"),
+        ("prices", "remote_lpnet", "removal_order"),
         ("criteria",),
         ("export", "verify"),
         ("search",),

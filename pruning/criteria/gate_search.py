@@ -12,6 +12,7 @@ from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
 from pruning.objective import TERMS, BudgetSchedule, LatencyTerm
+from pruning.removal_order import distillation_rise, removal_path, shown, worth_along
 from pruning.sensitivity import gate_costs
 from pruning.training import TrainingConfig, TrainingHistory, train
 
@@ -20,6 +21,13 @@ LARGEST_GRADIENT = 1.0
 
 SCORE_TRAVEL = 6.0
 """Standard deviations of the scores that a group can move during a search, however short (ours)."""
+
+
+WORTH_IMAGES, WORTH_TEMPERATURE = 256, 3.0
+"""Images and temperature of the loss that removals are judged by (ours)."""
+
+WORTH_FLOOR = 0.8
+"""Share of the latency aimed at where no further removal is judged (ours)."""
 
 
 class SearchedGates(Gates):
@@ -114,15 +122,16 @@ def train_gates(job: SearchJob, gated: GatedNetwork, gates: SearchedGates, epoch
 
 
 def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
-    """Logarithm of what closing each gate costs in loss over what it saves in latency, [n_slots]."""
+    """Logarithm of what removing each channel costs in loss over what it saves in latency, [n_slots]."""
     title = None if job.title is None else f"{job.title}: what gates cost"
+    space, budget_ms = job.space, job.budget_ms
     costs = gate_costs(gated, job.n_slots, job.task, seed=job.seed, title=title)
-    full_widths = torch.from_numpy(job.space.full_widths)
-    full = full_widths.float().requires_grad_()
-    (saved_ms,) = torch.autograd.grad(job.device.price(job.budget_ms)(full.unsqueeze(0))[0], full)
-    per_slot = saved_ms.repeat_interleave(full_widths)
-    floor_cost, floor_ms = 1e-3 * costs.median() + 1e-12, 1e-3 * per_slot.mean() + 1e-12
-    return torch.log((costs + floor_cost) / per_slot.clamp(min=float(floor_ms)))
+    rise = distillation_rise(
+        gated, costs, space, job.task, n_images=WORTH_IMAGES, temperature=WORTH_TEMPERATURE
+    )
+    predict_ms, floor_ms = job.device.predict_ms(budget_ms), WORTH_FLOOR * job.device.aim_ms(budget_ms)
+    path = removal_path(shown(rise, title), space, job.device.grid, predict_ms, floor_ms)
+    return worth_along(path, costs, space)
 
 
 def limit_gradients_(gates: SearchedGates) -> None:
