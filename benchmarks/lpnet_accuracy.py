@@ -207,7 +207,7 @@ def judged_networks(found: ProfileSet, train: ProfileSet, n_passes: int) -> Judg
     for row in found.ok_rows:
         if row.split == "held_out" and row.widths not in seen:
             passes.setdefault(row.widths, []).append(found.latency_ms(row.ratio, row.reference_ms))
-    complete = {widths: measured for widths, measured in passes.items() if len(measured) == n_passes}
+    complete = {widths: all_ms[:n_passes] for widths, all_ms in passes.items() if len(all_ms) >= n_passes}
     measured_ms = np.array(list(complete.values()))
     latency_ms = measured_ms.mean(axis=1)
     floor = np.abs(measured_ms[:, ::2].mean(axis=1) / latency_ms - 1).mean()

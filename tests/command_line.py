@@ -1,8 +1,14 @@
-"""The command line as its tests call it, and a network whose narrower widths are faster."""
+"""The command line as its tests call it, and a small run of a network whose narrower widths are faster."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
 from click.testing import CliRunner, Result
 
 from pruning.cli import cli
+from pruning.verify import CHOOSING
 
 NET = '''
 import torch
@@ -36,5 +42,19 @@ def mlp():
 """A file of models."""
 
 
+SMALL_RUN = (
+    *("--data", "digits", "--input-size", "1x3x16x16", "--train-epochs", "2", "--speedup", "1.4"),
+    *("--candidates", "24", "--held-out", "5", "--search-epochs", "1", "--epochs", "1"),
+)
+
+
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@contextlib.contextmanager
+def quick_certificates() -> Iterator[None]:
+    """Certificates rest on eight sessions over most of a minute; two side by side say the same here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pruning.verify.VERIFYING", replace(CHOOSING, n_sessions=2))
+        yield
