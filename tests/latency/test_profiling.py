@@ -374,7 +374,9 @@ def test_a_killed_profile_goes_on_where_it_was_without_a_row_lost_or_doubled(spa
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
 def test_twenty_kills_at_random_moments_lose_and_double_nothing(space_path, tmp_path):
     out = tmp_path / "p.jsonl"
-    command = [sys.executable, "-c", _PROFILE_100, str(space_path), str(out)]
+    slower = replace(SLOW, min_sample_ms=10.0)  # so that the last kill finds it at work, too
+    script = _PROFILE_100.replace("min_sample_ms=2.0", "min_sample_ms=10.0")
+    command = [sys.executable, "-c", script, str(space_path), str(out)]
     rng = np.random.default_rng(0)
     known: tuple[ProfileRow, ...] = ()
     for _ in range(20):
@@ -385,7 +387,7 @@ def test_twenty_kills_at_random_moments_lose_and_double_nothing(space_path, tmp_
             rows = read_profile(out).rows
             assert rows[: len(known)] == known
             known = rows
-    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=SLOW, grid=GRID))
+    found = _profile(space_path, out, ProfilePlan(40, 10, protocol=slower, grid=GRID))
 
     assert 0 < len(known) < len(found.rows)
     assert found.rows[: len(known)] == known
