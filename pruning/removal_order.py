@@ -11,10 +11,11 @@ lowest ("lazy greedy": Minoux, Accelerated greedy algorithms for maximizing subm
 this kind are not submodular to the letter; the method's use here and its constants are ours.
 """
 
+import contextlib
 import copy
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,15 +182,16 @@ def distillation_rise(
     return rise
 
 
-def shown(loss: Loss, title: str | None) -> Loss:
+@contextlib.contextmanager
+def shown(loss: Loss, title: str | None) -> Iterator[Loss]:
     """The same, with a bar that counts the networks looked at."""
-    bar = tqdm(desc=title, unit="net", leave=False, disable=title is None)
+    with tqdm(desc=title, unit="net", leave=False, disable=title is None) as bar:
 
-    def counted(widths: IntArray) -> float:
-        bar.update()
-        return loss(widths)
+        def counted(widths: IntArray) -> float:
+            bar.update()
+            return loss(widths)
 
-    return counted
+        yield counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,8 @@ def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
         gated, costs, space, job.task, n_images=WORTH_IMAGES, temperature=WORTH_TEMPERATURE
     )
     predict_ms, floor_ms = job.device.predict_ms(budget_ms), WORTH_FLOOR * job.device.aim_ms(budget_ms)
-    path = removal_path(shown(rise, title), space, job.device.grid, predict_ms, floor_ms)
+    with shown(rise, title) as loss:
+        path = removal_path(loss, space, job.device.grid, predict_ms, floor_ms)
     return worth_along(path, costs, space)
 
 
