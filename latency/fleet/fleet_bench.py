@@ -30,6 +30,8 @@ POLL_S = 2.0
 _IN_FLIGHT_EACH = 2
 # Refusals of devices in a row, per device, that are the job's fault rather than a passing one.
 _MOST_REFUSALS_EACH = 3
+# What a task that had ended is called when its result died with the device.
+_LOST_SINCE = ("lost", "pending")
 _JOB = "trimms-job-"
 
 Announce = Callable[[str], None]
@@ -79,7 +81,8 @@ class FleetBench:
         self._look()
         try:
             while True:
-                while len(in_flight) < _IN_FLIGHT_EACH * self._n_devices:
+                # One waits where there is no device, for `_first_done` to lose patience with.
+                while len(in_flight) < max(1, _IN_FLIGHT_EACH * self._n_devices):
                     key = again.popleft() if again else next(new, None)
                     if key is None:
                         break
@@ -118,6 +121,8 @@ class FleetBench:
                 return None
             self._n_refusals = 0
             return row_of(key, found.result, found.device)
+        if future.status in _LOST_SINCE:
+            return None
         failure = _failure(future)
         if isinstance(failure.__cause__, KilledWorker):
             return row_of(key, CandidateResult(None, str(failure)), str(failure.__cause__.last_worker.name))

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -248,6 +249,31 @@ def test_without_any_device_left_it_ends_with_the_rows_kept(fleet, space_path, t
     assert "no device is left; waiting 0.5 s for one" in lines
     with pytest.raises(FleetError, match=r"No device came within 0\.5 s; start `trimms worker`"):
         _profile(fleet, space_path, tmp_path / "p.jsonl", patience_s=0.5)
+
+
+def test_results_that_died_with_their_devices_are_measured_again(fleet, space_path, tmp_path, monkeypatch):
+    first_done = module.FleetBench._first_done
+    lost: list[str] = []
+
+    def done_and_lost(bench, futures):
+        done = first_done(bench, futures)
+        if not lost and fleet.workers and len(futures) > 1:
+            for name in list(fleet.workers):
+                fleet.kill(name)
+            deadline = time.monotonic() + 30
+            while any(future.status == "finished" for future in done):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            lost.extend(future.status for future in done)
+            fleet.restore("zero")
+        return done
+
+    monkeypatch.setattr(module.FleetBench, "_first_done", done_and_lost)
+
+    found = _profile(fleet, space_path, tmp_path / "p.jsonl")
+
+    assert set(lost) <= {"lost", "pending"}
+    _assert_complete(found)
 
 
 def test_an_encrypted_fleet_measures_until_its_scheduler_is_lost_and_strangers_are_kept_out(
