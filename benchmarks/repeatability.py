@@ -29,7 +29,7 @@ from latency.errors import MeasurementError
 from latency.grid import Grid
 from latency.measure import PairedMeasurement
 from latency.pace import pace_exponent
-from latency.profiles import visit_stderr
+from latency.profiles import half_width, visit_stderr
 from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, passes_needed
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
@@ -47,6 +47,7 @@ PLAIN: Mapping[str, Callable[[PairedMeasurement], float]] = {
 }
 """Estimators that look at one visit alone."""
 
+FloatArray = npt.NDArray[np.float64]
 OURS = "interleaved ratio at the clock's pace"
 
 Visits = list[list[PairedMeasurement]]
@@ -110,14 +111,12 @@ def compare(visits: Visits) -> list[dict[str, Any]]:
     ratios = by_estimator["interleaved ratio"]
     reference_ms = np.array([[m.reference_ms for m in visit] for visit in visits])
     paces = np.log(reference_ms / np.median(reference_ms))
-    settled, stderr = _at_clocks_pace(ratios, paces)
+    settled, stderr, widths = _at_clocks_pace(ratios, paces)
     rows = []
     for name, values in {OURS: settled, **by_estimator}.items():
         first, second = (np.median(half, axis=0) for half in (values[:n_visits], values[n_visits:]))
         difference = np.abs(np.log(first / second))
-        # Of n visits the median's standard error is √(π / 2n) of one's, of one or two the mean's.
-        spread = stderr * math.sqrt((1 if n_visits < 3 else math.pi / 2) / n_visits)
-        inside = difference <= 1.96 * math.sqrt(2) * spread
+        inside = difference <= math.sqrt(2) * widths
         rows.append(
             {
                 "estimator": name,
@@ -128,29 +127,28 @@ def compare(visits: Visits) -> list[dict[str, Any]]:
                 "worst_difference": float(difference.max()),
                 "covered": float(inside.mean()) if name == OURS else None,
                 "visit_stderr": float(np.mean(stderr)),
+                "half_width": float(np.mean(widths)),
                 "mean_pairs": float(np.mean([m.n_pairs for visit in visits for m in visit])),
             }
         )
     return rows
 
 
-def _at_clocks_pace(
-    ratios: npt.NDArray[np.float64], paces: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Ratios corrected to one pace, [n_visits, n], and the standard error of a visit to each candidate, [n].
+def _at_clocks_pace(ratios: FloatArray, paces: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Ratios corrected to one pace, [n_visits, n]; a visit's standard error, a pass's 95 % half-width, [n] each.
 
-    Exponent and error of one half of the candidates come from the visits to the other half, the error from those of
+    Exponent and errors of one half of the candidates come from the visits to the other half, the errors from those of
     one pass, as a profile's would.
     """
     n_visits, n = len(ratios) // 2, ratios.shape[1]
-    settled, stderr = ratios.copy(), np.empty(n)
+    settled, stderr, widths = ratios.copy(), np.empty(n), np.empty(n)
     for half in (np.arange(n) % 2 == 0, np.arange(n) % 2 == 1):
         exponent = pace_exponent(list(ratios[:, ~half].T), list(paces[:, ~half].T))
         settled[:, half] = ratios[:, half] ** (1 + exponent * paces[:, half])
         others = np.log(ratios[:, ~half] ** (1 + exponent * paces[:, ~half]))
-        passes = others[:n_visits], others[n_visits:]
-        stderr[half] = visit_stderr([visits for each in passes for visits in each.T])
-    return settled, stderr
+        passes = [visits for each in (others[:n_visits], others[n_visits:]) for visits in each.T]
+        stderr[half], widths[half] = visit_stderr(passes), half_width(passes, n_visits)
+    return settled, stderr, widths
 
 
 def _measured(worker: Worker, widths: tuple[int, ...]) -> PairedMeasurement:

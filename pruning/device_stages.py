@@ -232,6 +232,7 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
         "n_failed": len(measured.failed_rows),
         "noise_floor_mape": measured.noise_floor_mape,
         "visit_stderr": measured.visit_stderr,
+        "half_width": measured.half_width,
         "pace_exponent": measured.pace_exponent,
         "reference_drift_low": drift.low,
         "reference_drift_high": drift.high,

@@ -50,6 +50,7 @@ def test_each_estimators_passes_are_compared() -> None:
     assert ratio["median_difference"] < 0.5 * plain["median_difference"]
     assert 0.9 <= ours["covered"] <= 0.99
     assert ours["visit_stderr"] == pytest.approx(0.005, rel=0.2)
+    assert ours["half_width"] == pytest.approx(1.96 * 0.005 / math.sqrt(2), rel=0.3)
 
 
 def test_visits_narrow_the_difference() -> None:

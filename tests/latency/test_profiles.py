@@ -16,6 +16,7 @@ from latency.profiles import (
     LEAST_REPEATABILITY,
     REFERENCE_ROWS,
     ProfileSet,
+    half_width,
     parse_profile,
     read_profile,
     visit_stderr,
@@ -198,6 +199,35 @@ def test_a_mood_that_lasts_makes_averages_less_certain() -> None:
 
     assert visit_stderr(list(alone)) == pytest.approx(0.01, rel=0.2)
     assert visit_stderr(list(alone + moods)) == pytest.approx(0.01 * math.sqrt(1 + 4), rel=0.25)
+
+
+@pytest.mark.parametrize("n_visits", [1, 2, 8])
+@pytest.mark.parametrize("heavy_tails", [False, True])
+def test_half_widths_cover_also_where_there_are_outliers(n_visits: int, heavy_tails: bool) -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        visits = rng.standard_t(3, (40, 16)) if heavy_tails else rng.standard_normal((40, 16))
+        known, first, again = visits[:20, :8], visits[20:, :n_visits], visits[20:, 8 : 8 + n_visits]
+        apart = np.abs(np.median(first, axis=1) - np.median(again, axis=1))
+        half = half_width(list(known[:, : max(2, n_visits)]), n_visits)
+        covered.append(np.mean(apart <= math.sqrt(2) * half))
+
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_a_profile_says_what_a_measurement_is_worth() -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.02 * rng.standard_normal((400, 2))
+    rows = [
+        _row((width, 1), 0.5 * math.exp(noise[width, pass_index]), pass_index=pass_index)
+        for width in range(400)
+        for pass_index in (0, 1)
+    ]
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=2.0)
+
+    assert profile.half_width == pytest.approx(1.96 * 0.02 / math.sqrt(2), rel=0.15)
+    assert ProfileSet(HEADER, tuple(rows[:18])).half_width is None
 
 
 def test_of_several_visits_the_median_counts() -> None:
