@@ -21,11 +21,13 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.measure import median_interval, neighbour_ratios
+from latency.structure import IntArray
+from pruning.budget import FloatArray, choose, widths_within
 from pruning.criteria.gate_search import BudgetObjective
 from pruning.criteria.wgates import WGates
 from pruning.data import Batch
 from pruning.gates import GatedNetwork
-from pruning.objective import BudgetSchedule, LatencyHinge
+from pruning.objective import BudgetSchedule, HeldBudget
 from pruning.precision import choose_precision
 from pruning.run import RunDirectory
 from pruning.stages import Workbench
@@ -40,7 +42,13 @@ def search_objective(bench: Workbench, network: nn.Module) -> BudgetObjective:
     gated = GatedNetwork(network, bench.space, gates, bench.predictor.manifest.grid)
     dense_ms = bench.predictor.manifest.reference_ms
     lpnet = bench.lpnet.eval().requires_grad_(False)
-    term = LatencyHinge(lpnet, BudgetSchedule(dense_ms, dense_ms / 2))
+    grid, predict_ms = bench.predictor.manifest.grid, bench.predictor.predict_ms
+
+    def cut(scores: FloatArray, target_ms: float) -> tuple[tuple[IntArray, ...], float]:
+        widths, shift = widths_within(scores, bench.space, grid, predict_ms, target_ms)
+        return choose(scores, bench.space, widths, target_ms).kept, shift
+
+    term = HeldBudget(lpnet, cut, BudgetSchedule(dense_ms, dense_ms / 2), epochs=3)
     return BudgetObjective(gated, gates, term, gate_lr=0.0)
 
 

@@ -52,6 +52,20 @@ def cut_to_target(
 ) -> Choice:
     """The best-scored channels whose predicted latency is at most `target_ms`.
 
+    See `widths_within`.
+
+    Raises:
+        BudgetError: not even the narrowest network is predicted within the target.
+    """
+    widths, _ = widths_within(scores, space, grid, predict_ms, target_ms)
+    return choose(scores, space, widths, float(predict_ms([widths])[0]))
+
+
+def widths_within(
+    scores: FloatArray, space: SearchSpace, grid: Grid, predict_ms: Predict, target_ms: float
+) -> tuple[IntArray, float]:
+    """Widths, [n_groups], of the best-scored channels within the target, and the shift that gives them.
+
     One shift is added to all scores and each group keeps the grid's width nearest to its count of positive
     scores; the largest shift within the target is found by bisection. What the target leaves over is
     then spent step by step on the group whose next channels score best.
@@ -68,9 +82,8 @@ def cut_to_target(
     """
     smallest = require_reachable(space, grid, predict_ms, target_ms)
     ranked = [np.sort(scores[g.offset : g.offset + g.n_channels])[::-1] for g in space.groups]
-    widths = _bisect_shift(ranked, smallest, space, grid, predict_ms, target_ms)
-    widths = spend_rest(widths, ranked, space, grid, predict_ms, target_ms)
-    return choose(scores, space, widths, float(predict_ms([widths])[0]))
+    widths, shift = _bisect_shift(ranked, smallest, space, grid, predict_ms, target_ms)
+    return spend_rest(widths, ranked, space, grid, predict_ms, target_ms), shift
 
 
 def require_reachable(space: SearchSpace, grid: Grid, predict_ms: Predict, target_ms: float) -> IntArray:
@@ -105,18 +118,18 @@ def _bisect_shift(
     grid: Grid,
     predict_ms: Predict,
     target_ms: float,
-) -> IntArray:
+) -> tuple[IntArray, float]:
     low = -float(max(part[0] for part in ranked)) - 1.0  # everything closed
     high = -float(min(part[-1] for part in ranked)) + 1.0  # everything open
-    best = smallest
+    best, best_shift = smallest, low
     for _ in range(40):  # 2⁻⁴⁰ of the scores' range is below any difference that matters
         shift = (low + high) / 2
         widths = _shifted(ranked, shift, smallest, space, grid)
         if float(predict_ms([widths])[0]) <= target_ms:
-            best, low = widths, shift
+            best, best_shift, low = widths, shift, shift
         else:
             high = shift
-    return best
+    return best, best_shift
 
 
 def _shifted(

@@ -44,9 +44,9 @@ method_options = joined(
     ),
     click.option(
         "--latency-term",
-        default="hinge",
+        default="hold",
         show_default=True,
-        help="How gates are charged: hinge and lagrangian hold the budget, log is the paper's α·log(1 + latency).",
+        help="hold opens the best gates within a target falling to the budget, log is the paper's α·log(1 + latency).",
     ),
     click.option(
         "--search-epochs",

@@ -50,8 +50,16 @@ class GatedNetwork(nn.Module):
         gates: the criterion.
         grid: allowed widths. Each group opens as many of its best channels as the allowed width nearest to
             its count of positive scores, so that what is trained is what can be cut: on a grid of 16 channels
-            a group of 16 is either whole or gone, never an average of the two.
+            a group of 16 is either whole or gone, never an average of the two. Or those that `hold` has said.
+
+    Attributes:
+        widths: open gates of each group at the last forward pass, [n_groups], differentiable.
+        scores: the gates' scores then, [n_slots], differentiable.
     """
+
+    is_held: Tensor
+    held_open: Tensor
+    held_shift: Tensor
 
     def __init__(self, network: nn.Module, space: SearchSpace, gates: Gates, grid: Grid) -> None:
         super().__init__()
@@ -64,6 +72,11 @@ class GatedNetwork(nn.Module):
         self.widths: Tensor = torch.zeros(len(space.groups))
         # Gathered together: with hundreds of small layers most of a step's gating would be calls.
         n_slots = sum(self._sizes)
+        self.scores: Tensor = torch.zeros(n_slots)
+        # Kept with the state: an interrupted search goes on with the gates as they stood.
+        self.register_buffer("is_held", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("held_open", torch.ones(n_slots, dtype=torch.bool))
+        self.register_buffer("held_shift", torch.zeros(()))
         reading = [np.where(axis.slots == FIXED, n_slots, axis.slots) for axis in self._reading]
         self._add_indices("_slots", np.concatenate([*reading, [n_slots]]))
         self._add_indices("_groups", np.repeat(np.arange(len(self._sizes)), self._sizes))
@@ -144,21 +157,47 @@ class GatedNetwork(nn.Module):
         parameters = dict(self.network.named_parameters())
         device = next(iter(parameters.values())).device
         with torch.autocast(device.type, enabled=False):  # scores that differ little, sums of many gates
-            return self.gates.open(self._on_grid(self.gates.scores(parameters)))
+            self.scores = self.gates.scores(parameters)
+            return self.gates.open(self._on_grid(self.scores))
+
+    @torch.no_grad()
+    def hold(self, kept: Sequence[IntArray], shift: float) -> None:
+        """Keep these gates open and the others closed, whatever their scores become, until told again.
+
+        Args:
+            kept: positions of the open gates of each group.
+            shift: the distance of a score from the threshold, which decides how steep its gate is, is measured after
+                adding this.
+        """
+        self.held_open.zero_()
+        first = 0
+        for size, positions in zip(self._sizes, kept, strict=True):
+            self.held_open[first + torch.from_numpy(positions).to(self.held_open.device)] = True
+            first += size
+        self.held_shift.fill_(shift)
+        self.is_held.fill_(True)
 
     def _on_grid(self, scores: Tensor) -> Tensor:
-        """Scores of which as many are positive in each group as the allowed width nearest to their count.
+        """Scores that are positive where a gate is to be open.
 
         Values on the wrong side of the threshold are put just past it; gradients pass unchanged.
         """
-        values = scores.detach().cpu()
-        wanted = []
-        for part, allowed in zip(torch.split(values, self._sizes), self._allowed, strict=True):
-            width = _nearest(int((part > 0).sum()), allowed)
+        values = scores.detach()
+        if self.is_held:
+            open_, values = self.held_open, values + self.held_shift
+        else:
+            open_ = self._nearest_open(values)
+        wanted = torch.where(open_, values.clamp(min=_JUST_OPEN), values.clamp(max=-_JUST_OPEN))
+        return scores + (wanted - scores.detach())
+
+    def _nearest_open(self, scores: Tensor) -> Tensor:
+        """Whether each slot is among its group's best, as many as the allowed width nearest to their count."""
+        best = []
+        for part, allowed in zip(torch.split(scores.cpu(), self._sizes), self._allowed, strict=True):
             open_ = torch.zeros_like(part, dtype=torch.bool)
-            open_[torch.topk(part, width).indices] = True
-            wanted.append(torch.where(open_, part.clamp(min=_JUST_OPEN), part.clamp(max=-_JUST_OPEN)))
-        return scores + (torch.cat(wanted) - values).to(scores.device)
+            open_[torch.topk(part, _nearest(int((part > 0).sum()), allowed)).indices] = True
+            best.append(open_)
+        return torch.cat(best).to(scores.device)
 
 
 def _nearest(count: int, allowed: Sequence[int]) -> int:

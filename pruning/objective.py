@@ -1,13 +1,30 @@
-"""Latency terms of a search: what is added to the loss for the predicted latency of the network as it stands."""
+"""Latency terms of a search: how the predicted latency of the network as it stands enters its training."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from latency.structure import IntArray
+from pruning.budget import FloatArray
 from pruning.errors import SettingError
+from pruning.gates import GatedNetwork
+
+TERMS = ("hold", "log")
+"""Latency terms by name: `HeldBudget`, `LogLatency`."""
+
+DECISIONS_PER_EPOCH = 20
+"""How often in an epoch it is decided anew which gates are open (ours)."""
+
+INERTIA = 0.2
+"""By how much an open gate's score may fall below a closed one's before they change places (ours)."""
+
+_ROUNDING = 1e-6
+_LEAST_NORM = 1e-12
 
 Price = Callable[[Tensor], Tensor]
 """Differentiable latency in ms, [n], of width vectors, [n, n_groups]."""
@@ -27,7 +44,7 @@ class BudgetSchedule:
 
     start_ms: float
     budget_ms: float
-    anneal: float = 0.7
+    anneal: float = 0.4
 
     def __post_init__(self) -> None:
         if not 0 < self.anneal <= 1:
@@ -41,26 +58,70 @@ class BudgetSchedule:
 
 
 class LatencyTerm(Protocol):
-    """What is added to the loss."""
+    """How the latency of a gated network's open gates enters its training."""
 
     @property
     def predict_ms(self) -> Price:
         """The predictor it rests on."""
         ...
 
-    def __call__(self, widths: Tensor, progress: float) -> Tensor:
-        """Penalty, [], at group widths, [n_groups], and a share of the search."""
+    def __call__(self, gated: GatedNetwork, progress: float) -> Tensor:
+        """What is added to the loss, [], after a forward pass at a share of the search."""
         ...
+
+
+class HeldBudget:
+    """The open gates are those of the cut itself, at a target that falls to the budget, decided anew now and then.
+
+    α·log(1 + LAT), the paper's term, holds no budget, and neither does a penalty on the excess: gates that the loss
+    pulls open stay behind the target and rush past it later, blocks at a time, when little training is left. Here
+    the best scores within the target are open, by the same rule that cuts at the end (`pruning.budget`), and what
+    is trained in between is what would be cut. The loss's gradient on the scores loses its part along the
+    latency's, so that, to first order, scores move at the same latency: those rise that bring the loss down by
+    more than what else their milliseconds could. That is the multiplier which holds the budget, solved for in
+    each step (gradient projection: Rosen, Journal of SIAM 8(1), 1960; its use here is ours).
+
+    Decided in every step, blocks at the threshold come and go (2.3 changes a step were seen), and the network adapts
+    to none of them. So it is decided now and then, and what is open needs a lower score to stay than to come back.
+
+    Args:
+        predict_ms: differentiable latency in ms, [n], of width vectors, [n, n_groups].
+        cut: channels to keep by scores, [n_slots], and target in ms.
+        schedule: the target over time.
+        epochs: epochs of the search.
+    """
+
+    def __init__(
+        self,
+        predict_ms: Price,
+        cut: Callable[[FloatArray, float], tuple[Sequence[IntArray], float]],
+        schedule: BudgetSchedule,
+        epochs: int,
+    ) -> None:
+        self.predict_ms = predict_ms
+        self.schedule = schedule
+        self._cut, self._n_decisions = cut, epochs * DECISIONS_PER_EPOCH
+        self._decision: int | None = None
+
+    def __call__(self, gated: GatedNetwork, progress: float) -> Tensor:
+        """Nothing, []; takes the latency's part from the scores' gradient, and decides anew when it is time."""
+        price = self.predict_ms(gated.widths.cpu().unsqueeze(0)).sum()
+        (pull,) = torch.autograd.grad(price, gated.scores, retain_graph=True)
+        gated.scores.register_hook(partial(_without, direction=pull))  # type: ignore[no-untyped-call]
+        # A resumed search decides at the start of its epoch, so an uninterrupted one has to as well.
+        decision = math.floor(progress * self._n_decisions + _ROUNDING)
+        if decision != self._decision:
+            scores = settled_scores(gated).numpy()
+            gated.hold(*self._cut(scores, self.schedule.target_ms(progress)))
+            self._decision = decision
+        return torch.zeros(())
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyHinge:
-    """`weight · max(0, log(latency / target))²`: a pull in proportion to the excess, none below the target.
+    """`weight · max(0, log(latency / target))²`: a pull in proportion to the excess, for gates that are no binary ones.
 
-    The paper's α·log(1 + LAT) holds no target, so that α must be searched for each budget; the hinge is ours.
-    The logarithm makes the pull the same at any scale of milliseconds. The square keeps the gates from rushing
-    past the target: a hinge of constant slope closes hundreds of gates at once when the groups of a deep
-    network reach the threshold together.
+    The logarithm makes the pull the same at any scale of milliseconds (ours).
 
     Attributes:
         predict_ms: differentiable latency in ms, [n], of width vectors, [n, n_groups].
@@ -72,11 +133,23 @@ class LatencyHinge:
     schedule: BudgetSchedule
     weight: float = 200.0
 
-    def __call__(self, widths: Tensor, progress: float) -> Tensor:
-        """Penalty, [], at group widths, [n_groups], and a share of the search."""
-        latency_ms = self.predict_ms(widths.unsqueeze(0))[0]
+    def __call__(self, gated: GatedNetwork, progress: float) -> Tensor:
+        """Penalty, [], after a forward pass at a share of the search."""
+        latency_ms = self.predict_ms(gated.widths.cpu().unsqueeze(0))[0]
         target_ms = self.schedule.target_ms(progress)
         return self.weight * torch.relu(torch.log(latency_ms / target_ms)).square()
+
+
+def settled_scores(gated: GatedNetwork) -> Tensor:
+    """Scores at the last forward pass, [n_slots], float64, on the CPU; `INERTIA` more of gates that are held open."""
+    scores = gated.scores.detach().double()
+    return (scores + INERTIA * (gated.is_held & gated.held_open)).cpu()
+
+
+def _without(gradient: Tensor, direction: Tensor) -> Tensor:
+    """The gradient without its part along a direction."""
+    along = (gradient * direction).sum() / direction.square().sum().clamp(min=_LEAST_NORM)
+    return gradient - along * direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,54 +164,7 @@ class LogLatency:
     predict_ms: Price
     weight: float = 10.0
 
-    def __call__(self, widths: Tensor, progress: float) -> Tensor:
-        """Penalty, [], at group widths, [n_groups]; the progress does not matter."""
+    def __call__(self, gated: GatedNetwork, progress: float) -> Tensor:
+        """Penalty, []; the progress does not matter."""
         del progress
-        return self.weight * torch.log1p(self.predict_ms(widths.unsqueeze(0))[0])
-
-
-class AugmentedLagrangian(nn.Module):
-    """Holds c = log(latency / target) ≤ 0 by a multiplier μ that rises as long as it does not hold.
-
-    The penalty is (max(0, μ + ρ c)² − μ²) / 2ρ (Rockafellar, for inequalities); after every step in training
-    μ becomes max(0, μ + η ρ c). A hinge ends above its target by what the task pulls back; a multiplier does not.
-    μ is a buffer, so that it is part of a training's checkpoint.
-
-    Args:
-        predict_ms: differentiable latency in ms, [n], of width vectors, [n, n_groups].
-        schedule: the target over time.
-        weight: ρ.
-        rate: η.
-    """
-
-    multiplier: Tensor
-
-    def __init__(
-        self, predict_ms: Price, schedule: BudgetSchedule, weight: float = 100.0, rate: float = 0.02
-    ) -> None:
-        super().__init__()
-        self._predict, self.schedule, self.weight, self.rate = (predict_ms,), schedule, weight, rate
-        self.register_buffer("multiplier", torch.zeros(()))
-
-    @property
-    def predict_ms(self) -> Price:
-        """The predictor; in a tuple, so that one that is a module does not become part of the state."""
-        return self._predict[0]
-
-    def forward(self, widths: Tensor, progress: float) -> Tensor:
-        """Penalty, [], at group widths, [n_groups], and a share of the search."""
-        latency_ms = self.predict_ms(widths.unsqueeze(0))[0]
-        excess = torch.log(latency_ms / self.schedule.target_ms(progress))
-        multiplier = self.multiplier.clone()
-        if self.training:
-            self.multiplier.add_(self.rate * self.weight * excess.detach()).clamp_(min=0.0)
-        pull = torch.relu(multiplier + self.weight * excess)
-        return (pull.square() - multiplier.square()) / (2 * self.weight)
-
-
-TERMS: dict[str, Callable[[Price, BudgetSchedule], LatencyTerm]] = {
-    "hinge": LatencyHinge,
-    "lagrangian": AugmentedLagrangian,
-    "log": lambda predict_ms, _: LogLatency(predict_ms),
-}
-"""Latency terms by name."""
+        return self.weight * torch.log1p(self.predict_ms(gated.widths.cpu().unsqueeze(0))[0])

@@ -43,8 +43,8 @@ class SearchOptions:
     epochs: int = 4
     batch_size: int = 64
     lr: float = 0.01
-    latency_term: str = "hinge"
-    anneal: float = 0.7
+    latency_term: str = "hold"
+    anneal: float = 0.4
     distillation: float = 0.7
 
     def __post_init__(self) -> None:

@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latency.structure import IntArray
+from pruning.budget import FloatArray, choose, smallest_widths, widths_within
+from pruning.correction import SAFETY
 from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
-from pruning.objective import TERMS, BudgetSchedule, LatencyTerm
+from pruning.objective import BudgetSchedule, HeldBudget, LatencyTerm, LogLatency, settled_scores
 from pruning.removal_order import distillation_rise, removal_path, shown, worth_along
 from pruning.sensitivity import gate_costs
-from pruning.training import TrainingConfig, TrainingHistory, train
+from pruning.training import TrainingHistory, train
 
 LARGEST_GRADIENT = 1.0
 """Largest norm of the gradient of each of the gates' parameters (ours)."""
 
-SCORE_TRAVEL = 6.0
+SCORE_TRAVEL = 0.3
 """Standard deviations of the scores that a group can move during a search, however short (ours)."""
 
 
@@ -69,7 +72,7 @@ class BudgetObjective:
 
     def penalty(self, progress: float) -> Tensor:
         """The latency term at the widths of the last forward pass, and the gates' own."""
-        return self.term(self.gated.widths.cpu(), progress) + self.gates.penalty()  # where LPNet is
+        return self.term(self.gated, progress) + self.gates.penalty()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The gates' parameters, without weight decay."""
@@ -92,29 +95,36 @@ def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
     gated = GatedNetwork(job.network, job.space, gates, job.device.grid).to(device)
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
-    history = train_gates(job, gated, gates, job.options.epochs)
+    history = train_gates(job, gated, gates, _term(job), job.options.epochs, SCORE_TRAVEL)
     with torch.no_grad():
-        scores = gates.scores(dict(job.network.named_parameters())).double().cpu()
-    return SearchResult(finite(scores).numpy(), history)
+        gated.gate_values()
+    return SearchResult(finite(settled_scores(gated)).numpy(), history)
 
 
-def train_gates(job: SearchJob, gated: GatedNetwork, gates: SearchedGates, epochs: int) -> TrainingHistory:
-    """Train a gated network under the latency term, in place.
+def train_gates(
+    job: SearchJob, gated: GatedNetwork, gates: SearchedGates, term: LatencyTerm, epochs: int, travel: float
+) -> TrainingHistory:
+    """Train a gated network under a latency term, in place.
 
     Args:
         job: what to search.
         gated: its network with the gates.
         gates: the gates.
+        term: the latency term.
         epochs: passes over the training images.
+        travel: how far a parameter of the gates whose gradient is 1 throughout moves, however short the training.
     """
     limit_gradients_(gates)
     config = job.options.training(epochs, job.seed)
+    n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
+    # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
+    gate_lr = travel * (1 - config.momentum) / (0.5 * n_steps)
     return train(
         gated,
         job.task,
         config,
         teacher=job.teacher,
-        objective=_objective(gated, gates, job, config),
+        objective=BudgetObjective(gated, gates, term, gate_lr),
         checkpoint=job.checkpoint,
         title=job.title,
         identity=f"{job.budget_ms:.6g} ms of {job.device.objective}",
@@ -159,18 +169,18 @@ def limit_gradients_(gates: SearchedGates) -> None:
         parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _objective(
-    gated: GatedNetwork, gates: SearchedGates, job: SearchJob, config: TrainingConfig
-) -> BudgetObjective:
+def _term(job: SearchJob) -> LatencyTerm:
+    """The latency term asked for; the one that holds the budget ends where the first cut will aim at."""
+    space, grid, predict_ms = job.space, job.device.grid, job.device.predict_ms(job.budget_ms)
     price = job.device.price(job.budget_ms)
-    full = torch.from_numpy(job.space.full_widths).float()
-    with torch.no_grad():
-        dense_ms = float(price(full.unsqueeze(0))[0])
-    schedule = BudgetSchedule(dense_ms, job.device.aim_ms(job.budget_ms), job.options.anneal)
-    n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
-    # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
-    gate_lr = SCORE_TRAVEL * (1 - config.momentum) / (0.5 * n_steps)
-    term = TERMS[job.options.latency_term](price, schedule)
-    if isinstance(term, nn.Module):
-        gated.add_module("latency_term", term)  # its state is kept with the network's
-    return BudgetObjective(gated, gates, term, gate_lr)
+    if job.options.latency_term == "log":
+        return LogLatency(price)
+
+    def cut(scores: FloatArray, target_ms: float) -> tuple[tuple[IntArray, ...], float]:
+        widths, shift = widths_within(scores, space, grid, predict_ms, target_ms)
+        return choose(scores, space, widths, target_ms).kept, shift
+
+    dense_ms, least_ms = predict_ms([space.full_widths, smallest_widths(space, grid)])
+    end_ms = max(SAFETY * job.device.aim_ms(job.budget_ms), float(least_ms))
+    schedule = BudgetSchedule(float(dense_ms), end_ms, job.options.anneal)
+    return HeldBudget(price, cut, schedule, job.options.epochs)

@@ -31,6 +31,7 @@ from pruning.criteria.base import Method, SearchJob, SearchResult, finite
 from pruning.criteria.gate_search import SearchedGates, train_gates
 from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
+from pruning.objective import BudgetSchedule, LatencyHinge
 
 N_IMAGES, BATCH_SIZE = 1024, 64
 """Images that variances are taken over, and how many at a time (ours)."""
@@ -40,6 +41,12 @@ MOST_EPOCHS = 1
 
 SHARE_POWER = 0.15
 """Power of the explained variance beside the trained scale (ours, see above)."""
+
+SCALE_TRAVEL = 6.0
+"""How far a scale could fall during the optimisation, however short (ours)."""
+
+ANNEAL = 0.7
+"""Share of the optimisation after which the target is the budget (ours)."""
 
 _LEAST_SCALE = 1e-3
 
@@ -99,7 +106,8 @@ class PruneNet(Method):
         device = next(job.network.parameters()).device
         scaled = ScaledNetwork(job.network, job.space, scales, job.device.grid).to(device)
         with frozen(job.network):
-            history = train_gates(job, scaled, scales, self.search_epochs(job.options.epochs))
+            epochs = self.search_epochs(job.options.epochs)
+            history = train_gates(job, scaled, scales, _term(job), epochs, SCALE_TRAVEL)
         values = scaled.gate_values().detach().double().cpu()
         parts = torch.split(shares.clamp(min=1e-9), job.space.full_widths.tolist())
         relative = torch.cat([part / part.mean() for part in parts])
@@ -109,6 +117,14 @@ class PruneNet(Method):
     def search_epochs(self, epochs: int) -> int:
         """One, if there is one."""
         return min(epochs, MOST_EPOCHS)
+
+
+def _term(job: SearchJob) -> LatencyHinge:
+    """Pulls the scales to the budget."""
+    price = job.device.price(job.budget_ms)
+    with torch.no_grad():
+        dense_ms = float(price(torch.from_numpy(job.space.full_widths).float().unsqueeze(0))[0])
+    return LatencyHinge(price, BudgetSchedule(dense_ms, job.device.aim_ms(job.budget_ms), ANNEAL))
 
 
 @contextmanager

@@ -14,9 +14,10 @@ not public in full; this reading of it, and the following, are ours:
   can come back;
 - scores are standardised within a group (mean 0, standard deviation 1), times a learnable scale, plus a
   learnable bias. Raw scores of a layer's filters lie so close together that whole layers close at once;
-- the paper's loss adds α·log(1 + LAT), which holds no budget: `--latency-term` offers it beside terms that do, of
-  which a squared hinge is the default (`pruning.objective`). LAT is LPNet's latency, or a straight line in
-  multiply-accumulates (`--objective macs`), as the paper's later version switches to FLOPs;
+- the paper's loss adds α·log(1 + LAT), which holds no budget: `--latency-term log` is that; by default the open
+  gates are the best within a target that falls to the budget, and the multiplier of the latency is what holds it
+  (`pruning.objective.HeldBudget`). LAT is LPNet's latency, or a straight line in multiply-accumulates
+  (`--objective macs`), as the paper's later version switches to FLOPs;
 - they start where removing a channel's cost in loss over its gain in latency puts them (`pruning.removal_order`,
   `WGates.start_from`), 2.5 standard deviations above the threshold, so that almost all gates start open. At a trained
   network the loss has no slope: started alike, the groups that save most close first, whatever they are worth.

@@ -128,7 +128,7 @@ def test_a_budget_that_makes_no_sense_is_refused(tmp_path: Path, budget: list[st
     [
         (["--method", "hope"], "--method 'hope' is not known; known are: wgates, scaling-factors, "),
         (["--objective", "joules"], "--objective is one of latency, macs, channels; got 'joules'"),
-        (["--latency-term", "sum"], "--latency-term is one of hinge, lagrangian, log; got 'sum'"),
+        (["--latency-term", "sum"], "--latency-term is one of hold, log; got 'sum'"),
         (["--search-epochs", "-1"], "--search-epochs is 0 or more; got -1"),
         (["--also", "runs/b"], "--also 'runs/b' is not a run directory, or an LPNet's address, and a number"),
         (["--also", "runs/b:0"], "--also runs/b: the budget is a number of ms above 0; got 0.0"),

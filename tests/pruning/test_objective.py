@@ -1,10 +1,25 @@
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from latency.space import SearchSpace
+from latency.structure import IntArray
+from pruning.budget import FloatArray
 from pruning.errors import SettingError
-from pruning.objective import TERMS, AugmentedLagrangian, BudgetSchedule, LatencyHinge, LogLatency
+from pruning.gates import GatedNetwork
+from pruning.objective import (
+    DECISIONS_PER_EPOCH,
+    INERTIA,
+    BudgetSchedule,
+    HeldBudget,
+    LatencyHinge,
+    LogLatency,
+)
+from tests.pruning.test_gates import ANY_WIDTH, FreeGates
 
 
 def test_the_target_falls_from_the_start_to_the_budget_and_stays() -> None:
@@ -13,73 +28,115 @@ def test_the_target_falls_from_the_start_to_the_budget_and_stays() -> None:
     assert [schedule.target_ms(share) for share in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([8, 4, 2, 2])
 
 
-def test_the_pull_vanishes_once_the_target_is_held() -> None:
-    hinge = LatencyHinge(lambda widths: widths.sum(dim=1), BudgetSchedule(10.0, 5.0), weight=8.0)
-
-    assert hinge(torch.tensor([2.0, 3.0]), progress=1.0).item() == 0.0
-    assert hinge(torch.tensor([4.0, 6.0]), progress=1.0).item() == pytest.approx(8 * 0.693147**2, rel=1e-5)
-
-
-def test_the_pull_reaches_every_width() -> None:
-    prices = torch.tensor([1.0, 3.0])
-    hinge = LatencyHinge(lambda widths: widths @ prices, BudgetSchedule(10.0, 5.0), weight=1.0)
-    widths = torch.tensor([4.0, 2.0], requires_grad=True)
-
-    hinge(widths, progress=1.0).backward()
-
-    torch.testing.assert_close(widths.grad, 2 * math.log(2) * prices / 10.0)  # d log(latency)² / d width
-
-
 def test_a_share_out_of_range_is_refused() -> None:
     with pytest.raises(SettingError, match="anneal is a share"):
         BudgetSchedule(8.0, 2.0, anneal=0.0)
 
 
-def test_the_papers_term_pulls_alike_at_any_time() -> None:
-    term = LogLatency(lambda widths: widths.sum(dim=1), weight=10.0)
-
-    assert term(torch.tensor([2.0, 3.0]), 0.0).item() == pytest.approx(10 * math.log(6.0))
-    assert term(torch.tensor([2.0, 3.0]), 1.0).item() == pytest.approx(10 * math.log(6.0))
+def gated_by(scores: list[float], residual_net: nn.Module, residual_space: SearchSpace) -> GatedNetwork:
+    return GatedNetwork(residual_net, residual_space, FreeGates(torch.tensor(scores)), ANY_WIDTH)
 
 
-def test_a_multiplier_rises_until_the_budget_holds() -> None:
-    """Minimises (w − 10)² · 0.01 under w ≤ 5: a hinge stays above 5, a multiplier does not."""
+def of_ones(scores: FloatArray, target_ms: float) -> tuple[list[IntArray], float]:
+    """Every channel costs 1 ms: the best within the target."""
+    kept = np.sort(np.argsort(-scores, kind="stable")[: int(target_ms)])
+    return [kept[kept < 8], kept[kept >= 8] - 8], -float(np.sort(scores)[::-1][int(target_ms) - 1])
 
-    def solve(term) -> float:
-        width = torch.tensor([10.0], requires_grad=True)
-        optimiser = torch.optim.SGD([width], lr=0.5)
-        for _ in range(400):
-            optimiser.zero_grad()
-            (0.01 * (width[0] - 10) ** 2 + term(width, 1.0)).backward()
-            optimiser.step()
-        return width.item()
 
-    schedule = BudgetSchedule(10.0, 5.0)
-    by_hinge = solve(LatencyHinge(lambda widths: widths.sum(dim=1), schedule, weight=2.0))
-    by_multiplier = solve(
-        AugmentedLagrangian(lambda widths: widths.sum(dim=1), schedule, weight=2.0, rate=0.1)
+def held(start_ms: float = 20.0, budget_ms: float = 5.0, anneal: float = 0.5) -> HeldBudget:
+    return HeldBudget(
+        lambda widths: widths.sum(dim=1), of_ones, BudgetSchedule(start_ms, budget_ms, anneal), epochs=1
     )
 
-    assert by_hinge > 5.2
-    assert by_multiplier == pytest.approx(5.0, abs=0.02)
+
+def test_the_papers_term_pulls_alike_at_any_time(
+    residual_net: nn.Module, residual_space: SearchSpace
+) -> None:
+    term = LogLatency(lambda widths: widths.sum(dim=1), weight=10.0)
+    gated = gated_by([1.0] * 12 + [-1.0] * 8, residual_net, residual_space)
+    gated.widths = torch.tensor([2.0, 3.0], requires_grad=True)
+
+    early, late = term(gated, 0.0), term(gated, 1.0)
+    late.backward()
+
+    assert early.item() == late.item() == pytest.approx(10 * math.log(6.0))
+    assert (gated.widths.grad > 0).all()
 
 
-def test_a_multiplier_is_kept_with_the_network_and_only_moves_in_training() -> None:
-    term = AugmentedLagrangian(lambda widths: widths.sum(dim=1), BudgetSchedule(10.0, 5.0))
+def test_a_hinge_pulls_every_width_as_far_as_the_target_is_exceeded(
+    residual_net: nn.Module, residual_space: SearchSpace
+) -> None:
+    prices = torch.tensor([1.0, 3.0])
+    hinge = LatencyHinge(lambda widths: widths @ prices, BudgetSchedule(10.0, 5.0), weight=8.0)
+    gated = gated_by([1.0] * 20, residual_net, residual_space)
 
-    term.eval()(torch.tensor([8.0]), 1.0)
-    assert term.multiplier.item() == 0.0
-    term.train()(torch.tensor([8.0]), 1.0)
+    gated.widths = torch.tensor([2.0, 1.0])
+    assert hinge(gated, 1.0).item() == 0.0
+    gated.widths = torch.tensor([4.0, 2.0], requires_grad=True)
+    hinge(gated, 1.0).backward()
 
-    assert term.state_dict()["multiplier"].item() > 0
+    torch.testing.assert_close(gated.widths.grad, 8 * 2 * math.log(2) * prices / 10.0)
 
 
-@pytest.mark.parametrize("name", sorted(TERMS))
-def test_every_term_asks_for_less_where_the_budget_is_exceeded(name: str) -> None:
-    term = TERMS[name](lambda widths: widths.sum(dim=1), BudgetSchedule(10.0, 5.0))
-    widths = torch.tensor([8.0, 4.0], requires_grad=True)
+def test_the_open_gates_are_the_best_within_the_target(
+    residual_net: nn.Module, residual_space: SearchSpace
+) -> None:
+    term = held()
+    gated = gated_by([20.0 - index for index in range(20)], residual_net, residual_space)
+    counts = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        gated.gate_values()
+        gated(torch.zeros(1, 3, 8, 8))
+        assert term(gated, progress).item() == 0.0
+        counts.append(gated.gate_values().sum().item())
 
-    term(widths, 1.0).backward()
+    assert counts == [20, 10, 5, 5]
+    assert gated.held_open.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
-    assert (widths.grad > 0).all()
-    assert term.predict_ms(torch.tensor([[1.0, 2.0]])).item() == 3.0
+
+def test_scores_move_along_the_latency_no_further(
+    residual_net: nn.Module, residual_space: SearchSpace
+) -> None:
+    term = held()
+    gated = gated_by([20.0 - index for index in range(20)], residual_net, residual_space)
+    scores = gated.gates.values
+    gated(torch.zeros(1, 3, 8, 8))
+    loss = (gated.scores * torch.linspace(1.0, 3.0, 20)).sum()
+
+    (loss + term(gated, 1.0)).backward()
+
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad, torch.linspace(1.0, 3.0, 20) - 2.0)  # all cost alike: mean 0
+
+
+def test_what_is_open_stays_until_another_is_better_by_the_inertia(
+    residual_net: nn.Module, residual_space: SearchSpace
+) -> None:
+    term = held(start_ms=5.0)
+    gated = gated_by([1.0] * 5 + [0.0] * 15, residual_net, residual_space)
+
+    def decide(better: float, progress: float) -> list[int]:
+        with torch.no_grad():
+            gated.gates.values[19] = better
+        gated(torch.zeros(1, 3, 8, 8))
+        term(gated, progress)
+        return gated.held_open.nonzero().flatten().tolist()
+
+    assert decide(0.0, 0.0) == [0, 1, 2, 3, 4]
+    assert decide(1 + 0.9 * INERTIA, 0.5) == [0, 1, 2, 3, 4]
+    assert 19 in decide(1 + 1.1 * INERTIA, 0.9)
+
+
+def test_it_is_decided_anew_now_and_then(residual_net: nn.Module, residual_space: SearchSpace) -> None:
+    term = held(start_ms=5.0)
+    gated = gated_by([1.0] * 5 + [0.0] * 15, residual_net, residual_space)
+    seen = []
+    for step in range(100):
+        with torch.no_grad():
+            gated.gates.values.copy_(torch.randperm(20).float())
+        gated(torch.zeros(1, 3, 8, 8))
+        term(gated, step / 100)
+        seen.append(gated.held_open.clone())
+
+    changes = sum(not torch.equal(before, after) for before, after in pairwise(seen))
+    assert 0.8 * DECISIONS_PER_EPOCH <= changes <= DECISIONS_PER_EPOCH
