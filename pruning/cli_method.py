@@ -58,7 +58,7 @@ method_options = joined(
     click.option(
         "--search-lr",
         type=float,
-        default=0.01,
+        default=0.02,
         show_default=True,
         help="Highest learning rate of the search.",
     ),

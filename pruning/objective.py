@@ -44,7 +44,7 @@ class BudgetSchedule:
 
     start_ms: float
     budget_ms: float
-    anneal: float = 0.4
+    anneal: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.anneal <= 1:

@@ -42,9 +42,9 @@ class SearchOptions:
 
     epochs: int = 4
     batch_size: int = 64
-    lr: float = 0.01
+    lr: float = 0.02
     latency_term: str = "hold"
-    anneal: float = 0.4
+    anneal: float = 0.3
     distillation: float = 0.7
 
     def __post_init__(self) -> None:
