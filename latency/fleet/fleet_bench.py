@@ -32,6 +32,7 @@ _IN_FLIGHT_EACH = 2
 _MOST_REFUSALS_EACH = 3
 # What a task that had ended is called when its result died with the device.
 _LOST_SINCE = ("lost", "pending")
+_SCHEDULER_LOST = "The scheduler was lost; the rows so far are kept. Start it and give the command again."
 _JOB = "trimms-job-"
 
 Announce = Callable[[str], None]
@@ -106,7 +107,7 @@ class FleetBench:
         self._first_done([future])
         if future.status != "finished":
             raise _failure(future)
-        return future.result()
+        return _fetched(future, None)
 
     def _submit(self, task: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         name = f"{task.__name__}-{self._job}-{next(self._numbers)}"
@@ -116,7 +117,7 @@ class FleetBench:
         """The row of a task that has ended, None where another device, or the same one later, may do better."""
         if future.status == "finished":
             try:
-                found: DeviceResult = future.result(timeout=self._patience_s)
+                found: DeviceResult = _fetched(future, self._patience_s)
             except TimeoutError:  # the device died with the result, and there is no other one
                 return None
             self._n_refusals = 0
@@ -171,12 +172,25 @@ class FleetBench:
         self._next_look = time.monotonic() + POLL_S
 
 
+def _fetched(future: "Future[Any]", timeout_s: float | None) -> Any:
+    """The result of a finished task, which passes through the scheduler.
+
+    Raises:
+        TimeoutError: it did not come in that time; the device that had it may be gone.
+        FleetError: the scheduler was lost meanwhile.
+    """
+    try:
+        return future.result(timeout=timeout_s)
+    except TimeoutError:
+        raise
+    except (OSError, CancelledError) as error:
+        raise FleetError(_SCHEDULER_LOST) from error
+
+
 def _failure(future: "Future[Any]") -> LatencyError:
     """Why a task that has ended has no result."""
     if future.status != "error":
-        return FleetError(
-            "The scheduler was lost; the rows so far are kept. Start it and give the command again."
-        )
+        return FleetError(_SCHEDULER_LOST)
     error = future.exception()
     if isinstance(error, LatencyError):
         return error

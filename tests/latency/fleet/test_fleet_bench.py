@@ -5,13 +5,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
-from distributed import Client, Security
+from distributed import Client, Future, Security
+from distributed.comm import CommClosedError
 
 from latency.device import DeviceSettings, fingerprint
 from latency.errors import DeviceBusyError, FleetError, InputError, ProviderUnavailableError
@@ -274,6 +276,22 @@ def test_results_that_died_with_their_devices_are_measured_again(fleet, space_pa
 
     assert set(lost) <= {"lost", "pending"}
     _assert_complete(found)
+
+
+@pytest.mark.parametrize("error", [CommClosedError("Stream is closed"), CancelledError()])
+def test_a_scheduler_that_is_lost_while_a_result_is_fetched_is_said(
+    fleet, space_path, tmp_path, monkeypatch, error
+):
+    result = Future.result
+
+    def lost_in_between(future, timeout=None):
+        if future.key.startswith("measure_there"):
+            raise error
+        return result(future, timeout)
+
+    monkeypatch.setattr(Future, "result", lost_in_between)
+    with pytest.raises(FleetError, match=r"The scheduler was lost.*give the command again"):
+        _profile(fleet, space_path, tmp_path / "p.jsonl")
 
 
 def test_an_encrypted_fleet_measures_until_its_scheduler_is_lost_and_strangers_are_kept_out(
