@@ -34,6 +34,8 @@ from pruning.stages import Workbench
 from pruning.training import TrainingConfig, TrainingLoop, make_optimiser
 
 N_WARM = 2
+EPOCHS = 3
+"""Epochs of the search that the steps are taken from."""
 
 
 def search_objective(bench: Workbench, network: nn.Module) -> BudgetObjective:
@@ -48,7 +50,7 @@ def search_objective(bench: Workbench, network: nn.Module) -> BudgetObjective:
         widths, shift = widths_within(scores, bench.space, grid, predict_ms, target_ms)
         return choose(scores, bench.space, widths, target_ms).kept, shift
 
-    term = HeldBudget(lpnet, cut, BudgetSchedule(dense_ms, dense_ms / 2), epochs=3)
+    term = HeldBudget(lpnet, cut, BudgetSchedule(dense_ms, dense_ms / 2), epochs=EPOCHS)
     return BudgetObjective(gated, gates, term, gate_lr=0.0)
 
 
@@ -85,9 +87,11 @@ def row_of(bench: Workbench, config: TrainingConfig, n_steps: int) -> dict[str, 
         for loop in (plain, gated):
             step_seconds(loop, next(batches), 0.0)
     plain_s, gated_s = [step_seconds(plain, next(batches), 0.0)], []
+    in_search = EPOCHS * bench.task.steps_per_epoch(config.batch_size)
     for step in tqdm(range(n_steps), bench.settings.model, unit="pair", leave=False):
-        gated_s.append(step_seconds(gated, next(batches), step / n_steps))
-        plain_s.append(step_seconds(plain, next(batches), step / n_steps))
+        progress = min(0.5 + step / in_search, 1.0)
+        gated_s.append(step_seconds(gated, next(batches), progress))
+        plain_s.append(step_seconds(plain, next(batches), progress))
     ratios = neighbour_ratios(gated_s, plain_s)
     quartiles = np.quantile(ratios, [0.25, 0.75])
     return {
@@ -99,6 +103,7 @@ def row_of(bench: Workbench, config: TrainingConfig, n_steps: int) -> dict[str, 
         "plain_step_s": float(np.median(plain_s)),
         "search_step_s": float(np.median(gated_s)),
         "ratio": float(np.median(ratios)),
+        "ratio_of_means": float(np.mean(gated_s) / np.mean(plain_s)),
         "ratio_ci": median_interval(ratios),
         "ratio_quartiles": quartiles.tolist(),
     }
