@@ -21,8 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from latency.measure import median_interval, neighbour_ratios
-from latency.structure import IntArray
-from pruning.budget import FloatArray, choose, widths_within
+from pruning.budget import Choice, FloatArray, cut_with_shift
 from pruning.criteria.gate_search import BudgetObjective
 from pruning.criteria.wgates import WGates
 from pruning.data import Batch
@@ -46,9 +45,8 @@ def search_objective(bench: Workbench, network: nn.Module) -> BudgetObjective:
     lpnet = bench.lpnet.eval().requires_grad_(False)
     grid, predict_ms = bench.predictor.manifest.grid, bench.predictor.predict_ms
 
-    def cut(scores: FloatArray, target_ms: float) -> tuple[tuple[IntArray, ...], float]:
-        widths, shift = widths_within(scores, bench.space, grid, predict_ms, target_ms)
-        return choose(scores, bench.space, widths, target_ms).kept, shift
+    def cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
+        return cut_with_shift(scores, bench.space, grid, predict_ms, target_ms)
 
     term = HeldBudget(lpnet, cut, BudgetSchedule(dense_ms, dense_ms / 2), epochs=EPOCHS)
     return BudgetObjective(gated, gates, term, gate_lr=0.0)

@@ -52,19 +52,18 @@ def cut_to_target(
 ) -> Choice:
     """The best-scored channels whose predicted latency is at most `target_ms`.
 
-    See `widths_within`.
+    See `cut_with_shift`.
 
     Raises:
         BudgetError: not even the narrowest network is predicted within the target.
     """
-    widths, _ = widths_within(scores, space, grid, predict_ms, target_ms)
-    return choose(scores, space, widths, float(predict_ms([widths])[0]))
+    return cut_with_shift(scores, space, grid, predict_ms, target_ms)[0]
 
 
-def widths_within(
+def cut_with_shift(
     scores: FloatArray, space: SearchSpace, grid: Grid, predict_ms: Predict, target_ms: float
-) -> tuple[IntArray, float]:
-    """Widths, [n_groups], of the best-scored channels within the target, and the shift that gives them.
+) -> tuple[Choice, float]:
+    """The best-scored channels whose predicted latency is at most `target_ms`, and the shift that gives them.
 
     One shift is added to all scores and each group keeps the grid's width nearest to its count of positive
     scores; the largest shift within the target is found by bisection. What the target leaves over is
@@ -83,7 +82,8 @@ def widths_within(
     smallest = require_reachable(space, grid, predict_ms, target_ms)
     ranked = [np.sort(scores[g.offset : g.offset + g.n_channels])[::-1] for g in space.groups]
     widths, shift = _bisect_shift(ranked, smallest, space, grid, predict_ms, target_ms)
-    return spend_rest(widths, ranked, space, grid, predict_ms, target_ms), shift
+    widths = spend_rest(widths, ranked, space, grid, predict_ms, target_ms)
+    return choose(scores, space, widths, float(predict_ms([widths])[0])), shift
 
 
 def require_reachable(space: SearchSpace, grid: Grid, predict_ms: Predict, target_ms: float) -> IntArray:

@@ -1,7 +1,7 @@
 """Latency terms of a search: how the predicted latency of the network as it stands enters its training."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latency.structure import IntArray
-from pruning.budget import FloatArray
+from pruning.budget import Choice, FloatArray
 from pruning.errors import SettingError
 from pruning.gates import GatedNetwork
 
@@ -86,7 +85,8 @@ class HeldBudget:
 
     Args:
         predict_ms: differentiable latency in ms, [n], of width vectors, [n, n_groups].
-        cut: channels to keep by scores, [n_slots], and target in ms.
+        cut: from scores, [n_slots], and a target in ms to the channels to keep and the shift that gives them, see
+            `pruning.budget.cut_with_shift`.
         schedule: the target over time.
         epochs: epochs of the search.
     """
@@ -94,7 +94,7 @@ class HeldBudget:
     def __init__(
         self,
         predict_ms: Price,
-        cut: Callable[[FloatArray, float], tuple[Sequence[IntArray], float]],
+        cut: Callable[[FloatArray, float], tuple[Choice, float]],
         schedule: BudgetSchedule,
         epochs: int,
     ) -> None:
@@ -112,7 +112,8 @@ class HeldBudget:
         decision = math.floor(progress * self._n_decisions + _ROUNDING)
         if decision != self._decision:
             scores = settled_scores(gated).numpy()
-            gated.hold(*self._cut(scores, self.schedule.target_ms(progress)))
+            choice, shift = self._cut(scores, self.schedule.target_ms(progress))
+            gated.hold(choice.kept, shift)
             self._decision = decision
         return torch.zeros(())
 

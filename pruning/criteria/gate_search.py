@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latency.structure import IntArray
-from pruning.budget import FloatArray, choose, smallest_widths, widths_within
+from pruning.budget import Choice, FloatArray, cut_with_shift, smallest_widths
 from pruning.correction import SAFETY
 from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
@@ -22,8 +21,10 @@ from pruning.training import TrainingHistory, train
 LARGEST_GRADIENT = 1.0
 """Largest norm of the gradient of each of the gates' parameters (ours)."""
 
-SCORE_TRAVEL = 0.3
-"""Standard deviations of the scores that a group can move during a search, however short (ours)."""
+SCORE_TRAVEL = {"hold": 0.3, "log": 6.0}
+"""Standard deviations of the scores that a group can move during a search, however short, by latency term (ours).
+
+A term that holds no budget has to pull the gates all the way; where it is held, what moves far comes and goes."""
 
 
 WORTH_IMAGES, WORTH_TEMPERATURE = 256, 3.0
@@ -95,7 +96,8 @@ def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
     gated = GatedNetwork(job.network, job.space, gates, job.device.grid).to(device)
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
-    history = train_gates(job, gated, gates, _term(job), job.options.epochs, SCORE_TRAVEL)
+    travel = SCORE_TRAVEL[job.options.latency_term]
+    history = train_gates(job, gated, gates, _term(job), job.options.epochs, travel)
     with torch.no_grad():
         gated.gate_values()
     return SearchResult(finite(settled_scores(gated)).numpy(), history)
@@ -176,9 +178,8 @@ def _term(job: SearchJob) -> LatencyTerm:
     if job.options.latency_term == "log":
         return LogLatency(price)
 
-    def cut(scores: FloatArray, target_ms: float) -> tuple[tuple[IntArray, ...], float]:
-        widths, shift = widths_within(scores, space, grid, predict_ms, target_ms)
-        return choose(scores, space, widths, target_ms).kept, shift
+    def cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
+        return cut_with_shift(scores, space, grid, predict_ms, target_ms)
 
     dense_ms, least_ms = predict_ms([space.full_widths, smallest_widths(space, grid)])
     end_ms = max(SAFETY * job.device.aim_ms(job.budget_ms), float(least_ms))

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from latency.space import SearchSpace
-from latency.structure import IntArray
-from pruning.budget import FloatArray
+from pruning.budget import Choice, FloatArray
 from pruning.errors import SettingError
 from pruning.gates import GatedNetwork
 from pruning.objective import (
@@ -37,10 +36,13 @@ def gated_by(scores: list[float], residual_net: nn.Module, residual_space: Searc
     return GatedNetwork(residual_net, residual_space, FreeGates(torch.tensor(scores)), ANY_WIDTH)
 
 
-def of_ones(scores: FloatArray, target_ms: float) -> tuple[list[IntArray], float]:
+def of_ones(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
     """Every channel costs 1 ms: the best within the target."""
     kept = np.sort(np.argsort(-scores, kind="stable")[: int(target_ms)])
-    return [kept[kept < 8], kept[kept >= 8] - 8], -float(np.sort(scores)[::-1][int(target_ms) - 1])
+    parts = kept[kept < 8], kept[kept >= 8] - 8
+    return Choice(parts, tuple(map(len, parts)), float(len(kept))), -float(
+        np.sort(scores)[::-1][int(target_ms) - 1]
+    )
 
 
 def held(start_ms: float = 20.0, budget_ms: float = 5.0, anneal: float = 0.5) -> HeldBudget:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import pruning.training
 from latency.grid import Grid
 from latency.space import SearchSpace
-from latency.structure import IntArray
-from pruning.budget import FloatArray
+from pruning.budget import Choice, FloatArray
 from pruning.checkpoint import Checkpoint, save_checkpoint
 from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
 from pruning.criteria.wgates import WGates
@@ -44,12 +43,13 @@ def made(seed: int) -> nn.Module:
     return Net()
 
 
-def _cut(scores: FloatArray, target_ms: float) -> tuple[list[IntArray], float]:
+def _cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
     """Every channel costs 0.1 ms: the best of each of the two groups, a first one always."""
     n_open = round(target_ms / 0.1)
     threshold = np.sort(scores)[::-1][n_open - 1]
     parts = np.split(scores, [8])
-    return [np.flatnonzero(part >= min(threshold, part.max())) for part in parts], -float(threshold)
+    kept = tuple(np.flatnonzero(part >= min(threshold, part.max())) for part in parts)
+    return Choice(kept, tuple(map(len, kept)), target_ms), -float(threshold)
 
 
 def train_small(base: Path, folder: Path) -> None:

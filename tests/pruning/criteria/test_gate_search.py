@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
 
 from latency.grid import Grid
 from latency.space import SearchSpace
-from latency.structure import IntArray
-from pruning.budget import FloatArray, choose, widths_within
+from pruning.budget import Choice, FloatArray, cut_with_shift
 from pruning.criteria.base import SearchJob
 from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
 from pruning.criteria.wgates import WGates
@@ -40,11 +40,11 @@ class DigitsNet(nn.Module):
 def held_term(space: SearchSpace, fixed_ms: float, schedule: BudgetSchedule, epochs: int) -> HeldBudget:
     """Every channel costs 0.1 ms, the rest of the network `fixed_ms`."""
 
-    def cut(scores: FloatArray, target_ms: float) -> tuple[tuple[IntArray, ...], float]:
-        widths, shift = widths_within(
-            scores, space, ANY_WIDTH, lambda rows: fixed_ms + 0.1 * np.sum(rows, axis=1), target_ms
-        )
-        return choose(scores, space, widths, target_ms).kept, shift
+    def price(rows: npt.ArrayLike) -> FloatArray:
+        return fixed_ms + 0.1 * np.sum(rows, axis=1, dtype=np.float64)
+
+    def cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
+        return cut_with_shift(scores, space, ANY_WIDTH, price, target_ms)
 
     return HeldBudget(lambda widths: fixed_ms + 0.1 * widths.sum(dim=1), cut, schedule, epochs)
 
