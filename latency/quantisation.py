@@ -14,14 +14,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from latency.errors import UnsupportedGraphError
-from latency.graph import Array, Graph, attribute
+from latency.folding import without_batch_norm
+from latency.graph import Graph
 from latency.session import Feed
 
 # With 8-bit kernels, or without arithmetic. BatchNorm that is not behind a convolution has none.
@@ -45,7 +44,7 @@ def quantised(graph: Graph, feeds: Iterable[Feed], *, reduce_range: bool = False
     Raises:
         UnsupportedGraphError: ONNX Runtime's tool cannot quantise the network.
     """
-    folded = _folded(graph)
+    folded = without_batch_norm(graph)
     add_pre_process_metadata(folded)
     constants = {tensor.name for tensor in folded.graph.initializer}
     with tempfile.TemporaryDirectory() as folder, _without_advice():
@@ -115,57 +114,3 @@ def _without_advice() -> Iterator[None]:
 def _has_own_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
     """Whether a layer's weight is an initialiser; nodes that are no layers have none to look for."""
     return node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] in constants
-
-
-def _folded(graph: Graph) -> onnx.ModelProto:
-    """The network with every BatchNorm that alone reads a convolution folded into its weight and bias."""
-    values = dict(graph.constants)
-    nodes: dict[str, onnx.NodeProto] = {}
-    readers = graph.consumers()
-    for index, node in enumerate(graph.nodes):
-        made = onnx.NodeProto.FromString(node.SerializeToString())
-        made.name = node.name or f"{node.op_type}_{index}"
-        behind = nodes.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        if behind is not None and _can_fold(graph, behind, node, readers):
-            made = _fold(behind, node, values)
-            del nodes[node.input[0]]
-        nodes[node.output[0]] = made
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes.values())
-    read = dict.fromkeys(name for node in nodes.values() for name in node.input)
-    model.graph.initializer.extend(
-        numpy_helper.from_array(values[name], name) for name in read if name in values
-    )
-    return model
-
-
-def _can_fold(
-    graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto, readers: dict[str, list[int]]
-) -> bool:
-    if conv.op_type != "Conv":
-        return False
-    weight, output = conv.input[1], conv.output[0]
-    return (
-        weight in graph.parameters
-        and len(readers[weight]) == len(readers[output]) == 1
-        and output not in graph.outputs
-        and all(name in graph.constants for name in (*conv.input[2:], *norm.input[1:]))
-    )
-
-
-def _fold(conv: onnx.NodeProto, norm: onnx.NodeProto, values: dict[str, Array]) -> onnx.NodeProto:
-    """The convolution that computes both: (w x + b - mean) · scale / √(var + ε) + shift."""
-    scale, shift, mean, variance = (values[name].astype(np.float64) for name in norm.input[1:5])
-    factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
-    weight, bias = conv.input[1], f"{conv.input[1]}.folded_bias"
-    before = values[conv.input[2]] if len(conv.input) > 2 and conv.input[2] else np.float64(0)
-    values[bias] = ((before - mean) * factor + shift).astype(np.float32)
-    shape = (-1, *(1,) * (values[weight].ndim - 1))
-    values[weight] = (values[weight] * factor.reshape(shape)).astype(np.float32)
-    made = onnx.NodeProto.FromString(conv.SerializeToString())
-    del made.input[:], made.output[:]
-    made.input.extend([conv.input[0], weight, bias])
-    made.output.extend(norm.output[:1])
-    return made

@@ -103,8 +103,10 @@ def random_feed(session: ort.InferenceSession, *, batch_size: int = 1, seed: int
         if dtype is None:
             raise InputError(f"Input {entry.name!r} is a {entry.type}; allowed: {', '.join(_DTYPES)}.")
         shape = _concrete_shape(entry.name, entry.shape, batch_size)
-        is_real = np.issubdtype(dtype, np.floating)
-        feed[entry.name] = rng.standard_normal(shape).astype(dtype) if is_real else np.zeros(shape, dtype)
+        if np.issubdtype(dtype, np.floating):
+            feed[entry.name] = rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
+        else:
+            feed[entry.name] = np.zeros(shape, dtype)
     return feed
 
 

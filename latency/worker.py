@@ -19,6 +19,7 @@ from types import TracebackType
 from latency.candidate import candidate_in_memory, first_channels
 from latency.device import DeviceSettings
 from latency.errors import DeviceBusyError, MeasurementError, ModelFileError
+from latency.folding import folded_space
 from latency.measure import (
     DEFAULT_PROTOCOL,
     PairedMeasurement,
@@ -35,7 +36,7 @@ from latency.timing import TimedNet, garbage_collection_off
 
 # Candidates after which the reference's session is made anew. Where its weights lie in memory is luck, and worth 1 %
 # for MobileNetV2 between the means of processes with one session; visits repeat as well with every 4 as with every 1.
-_CANDIDATES_PER_REFERENCE = 12
+_CANDIDATES_PER_REFERENCE = 16
 # The reference has run before; this brings its code and weights back into the caches.
 _REWARMING_RUNS = 1
 
@@ -59,7 +60,7 @@ class WorkerSetup:
     protocol: Protocol = DEFAULT_PROTOCOL
     lock_wait_s: float = 60.0
     lock_part: str | None = None
-    tasks_per_process: int = 120
+    tasks_per_process: int = 200
     timeout_s: float = 600.0
 
 
@@ -212,7 +213,7 @@ def open_bench(setup: WorkerSetup) -> int:
             f"{setup.space_path} is in {space.precision}, the device's setting is {setup.settings.precision}; give "
             "the file that `latency.number_formats.base_in` makes."
         )
-    _bench = _Bench(setup, space)
+    _bench = _Bench(setup, folded_space(space))
     return os.getpid()
 
 

@@ -20,7 +20,7 @@ LAYERS = {
             *("channels", "graph", "labels", "layer_rules", "layer_views", "layout_rules"),
             *("operators", "propagation", "removal"),
         ),
-        ("candidate", "grid", "in_memory", "space"),
+        ("candidate", "folding", "grid", "in_memory", "space"),
         (
             *(
                 "device",
