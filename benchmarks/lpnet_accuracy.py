@@ -6,7 +6,7 @@
 
 For each case a profile set is measured with the default settings; then 200 held-out networks, and networks along a
 pruner's way from the full width down (scores from the filters' norms), in two passes that are minutes apart, or as many
-more, up to sixteen, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all.
+more, up to twenty-four, as it takes for a noise floor of 0.5 %: the error of every other pass against the mean of all.
 Every method is fitted to the first n training candidates and judged by networks it has not seen. Profile sets are kept
 in data/profiles/DEVICE/CASE; interrupted, the same command goes on where it was. Rows of other cases that the results
 hold for this device stay, each with its commit.
@@ -47,7 +47,7 @@ from pruning.trace import trace
 
 FloatArray = npt.NDArray[np.float64]
 
-PASSES = (2, 4, 6, 8, 10, 12, 16)
+PASSES = (2, 4, 6, 8, 10, 12, 16, 20, 24)
 """Held-out networks are the yardstick. Pairs in a row share a shared machine's mood, passes minutes apart do not."""
 
 FLOOR = 0.005
