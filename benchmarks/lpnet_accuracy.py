@@ -54,6 +54,9 @@ PASSES = (2, 4, 6, 8, 10, 12, 16, 20, 24)
 FLOOR = 0.005
 """Noise floor from which no further passes are measured."""
 
+LONGEST_VISIT_S = 20.0
+"""Two rows that lie further apart were measured in two runs."""
+
 MOST_VISITED = 300
 """Training networks that more than the profiler's two visits are paid to, where asked for."""
 
@@ -101,23 +104,23 @@ def main(cases: str, held_out: int, most_train: int, visits: int, provider: str,
     """See the module's docstring."""
     results = "lpnet_accuracy" if provider == "cpu" else f"lpnet_accuracy-{provider}"
     device = DeviceSettings.parse(provider)
-    rows = other_cases(RESULTS / f"{results}.json", cases.split(","), fingerprint(device).digest)
     for name in cases.split(","):
         case = CASES[name]
         few = replace(case, n_train=tuple(n for n in case.n_train if n <= most_train))
         settings = DeviceSettings.parse(provider, threads=case.threads, batch_size=1)
-        rows += examine(name, few, settings, held_out, visits, seed)
+        found = examine(name, few, settings, held_out, visits, seed)
+        rows = other_cases(RESULTS / f"{results}.json", name, fingerprint(device).digest) + found
         click.echo(f"written: {write_results(results, rows, settings=device)}")
 
 
-def other_cases(path: Path, measured: Sequence[str], device: str) -> list[dict[str, Any]]:
-    """Rows of the results so far, if they are this device's (its digest), without those of cases to be measured."""
+def other_cases(path: Path, measured: str, device: str) -> list[dict[str, Any]]:
+    """Rows of the results so far, if they are this device's (its digest), without those of the case just measured."""
     if not path.is_file():
         return []
     found = json.loads(path.read_text())
     if found["environment"]["fingerprint"]["digest"] != device:
         return []
-    return [row for row in found["rows"] if row.get("case", measured[0]) not in measured]
+    return [row for row in found["rows"] if row["case"] != measured]
 
 
 def examine(
@@ -131,13 +134,11 @@ def examine(
         shape = (1, 3, case.size_px, case.size_px)
         write_onnx(dense_model(trace(network, shape), network), base)
     space = SearchSpace.load(base)
-    start = time.perf_counter()
     plan = ProfilePlan(n_candidates=max(case.n_train), seed=seed)
     train = profile(base, folder / "profile.jsonl", settings, plan)
     if visits > plan.passes:
         again = replace(plan, n_candidates=min(max(case.n_train), MOST_VISITED), n_held_out=0, passes=visits)
         train = profile(base, folder / "profile.jsonl", settings, again)
-    profile_seconds = time.perf_counter() - start
     judged = _held_out(base, folder / "held_out.jsonl", settings, train, n_held_out, seed)
     path_widths, path_ms = _optimiser_path(base, space, settings, train, judged.n_passes, seed)
     tables = measure_tables(space, settings, train.reference_ms)
@@ -169,7 +170,7 @@ def examine(
                     "noise_floor_mape": judged.noise_floor_mape,
                     "held_out_passes": judged.n_passes,
                     "dense_ms": train.reference_ms,
-                    "profile_seconds_this_time": profile_seconds,
+                    "profile_seconds": profile_seconds(few, train),
                     "train_seconds": train_seconds if method == "LPNet" else None,
                 }
             )
@@ -178,6 +179,16 @@ def examine(
                 f"Spearman {found.spearman:.4f}  path {on_path.mape:6.2%}  floor {judged.noise_floor_mape:.2%}"
             )
     return rows
+
+
+def profile_seconds(few: ProfileSet, profile: ProfileSet) -> float:
+    """What the visits to the training networks of one profile take, at the pace of another that holds them.
+
+    The mean time between two rows of that, where nothing came between them.
+    """
+    seconds = np.diff([row.measured_at for row in profile.ok_rows])
+    n_visits = sum(row.split == "train" for row in few.ok_rows)
+    return n_visits * float(seconds[seconds < LONGEST_VISIT_S].mean())
 
 
 def _visits(profile: ProfileSet) -> float:
