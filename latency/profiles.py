@@ -157,19 +157,28 @@ class ProfileSet:
         """The split's candidates that were measured, in the order of their first measurement.
 
         Latencies are corrected to the pace of the device's clock; of several passes the median counts. Their
-        standard errors are those of whole visits (`visit_stderr`) where these are larger than what the pairs of
-        one visit show: pairs in a row share the machine's mood.
+        standard errors are those of whole visits (`visit_stderr`): pairs in a row share the machine's mood. Of what the
+        pairs of a single visit show half counts, since so few hardly know how far they scatter.
         """
         passes = [rows for rows in self._by_candidate() if rows[0].split == split]
         latency_ms = [np.median([self._settled_ms(row) for row in rows]) for rows in passes]
-        between = self.visit_stderr or 0.0
-        stderrs = [_stderr_of_mean([max(between, row.ratio_stderr) for row in rows]) for rows in passes]
+        stderrs = [math.sqrt(sum(map(self._visit_variance, rows))) / len(rows) for rows in passes]
         n_groups = len(self.header.full_widths)
         return ProfileArrays(
             widths=np.array([rows[0].widths for rows in passes], dtype=np.int64).reshape(-1, n_groups),
             latency_ms=np.array(latency_ms, dtype=np.float64),
             relative_stderr=np.array(stderrs, dtype=np.float64),
         )
+
+    def _visit_variance(self, row: ProfileRow) -> float:
+        """Square of the relative standard error of one visit."""
+        beyond_pairs = max((self.visit_stderr or 0.0) ** 2 - self._pair_variance, 0.0)
+        return beyond_pairs + (row.ratio_stderr**2 + self._pair_variance) / 2
+
+    @functools.cached_property
+    def _pair_variance(self) -> float:
+        """What the pairs of a typical visit show of it."""
+        return float(np.median([row.ratio_stderr**2 for row in self.ok_rows]))
 
     @functools.cached_property
     def visit_stderr(self) -> float | None:
@@ -380,6 +389,3 @@ def _damaged(path: Path, number: int, error: Exception) -> ProfileError:
         "measurements, or profile into another file."
     )
 
-
-def _stderr_of_mean(stderrs: Sequence[float]) -> float:
-    return math.sqrt(sum(stderr**2 for stderr in stderrs)) / len(stderrs)
