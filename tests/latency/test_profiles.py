@@ -192,6 +192,31 @@ def test_standard_errors_are_those_of_whole_visits() -> None:
     assert ProfileSet(HEADER, tuple(rows[:18])).visit_stderr is None
 
 
+def test_where_pairs_explain_what_visits_differ_by_noise_is_counted_once() -> None:
+    """Each visit's own estimate scatters around the truth: the larger of the two would be too much on average."""
+    rng = np.random.default_rng(0)
+    rows = [
+        _row(
+            (width, 1),
+            0.5 * math.exp(0.02 * rng.standard_normal()),
+            pass_index=pass_index,
+            stderr=0.02 * rng.uniform(0.6, 1.4),
+        )
+        for width in range(1, 201)
+        for pass_index in (0, 1)
+    ]
+    stderr = ProfileSet(HEADER, tuple(rows)).arrays("train").relative_stderr
+    assert np.sqrt(np.mean(stderr**2)) == pytest.approx(0.02 / math.sqrt(2), rel=0.08)
+    assert stderr.max() > 1.1 * np.median(stderr)
+
+
+def test_a_visit_whose_pairs_scatter_more_is_less_certain() -> None:
+    rows = [_row((width, 1), stderr=0.01) for width in range(1, 30)] + [_row((30, 1), stderr=0.03)]
+    stderr = ProfileSet(HEADER, tuple(rows)).arrays("train").relative_stderr
+    assert stderr[:-1] == pytest.approx(0.01)
+    assert stderr[-1] == pytest.approx(math.sqrt((0.03**2 + 0.01**2) / 2))
+
+
 def test_a_mood_that_lasts_makes_averages_less_certain() -> None:
     rng = np.random.default_rng(0)
     alone = 0.01 * rng.standard_normal((400, 8))
