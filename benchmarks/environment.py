@@ -7,13 +7,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from latency.device import DeviceSettings, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # What benchmarks write themselves makes the tree no other one.
 _WRITTEN = (":!benchmarks/results", ":!data/profiles")
-_PACKAGES = ("trimms", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "timm", "torch-pruning")
+_PACKAGES = ("trimms", "numpy", "onnx", "torch", "torchvision", "timm", "torch-pruning")
 
 
 def environment(settings: DeviceSettings | None = None) -> dict[str, Any]:
@@ -24,7 +26,8 @@ def environment(settings: DeviceSettings | None = None) -> dict[str, Any]:
 
 def made_by() -> dict[str, Any]:
     """Package versions, and the commit with whether the tree differs from it."""
-    versions = {"python": platform.python_version()}
+    # Several packages provide ONNX Runtime, one for each provider: the module itself knows.
+    versions = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -388,4 +388,3 @@ def _damaged(path: Path, number: int, error: Exception) -> ProfileError:
         f"{path}, line {number}: {reason}. Take that line out (not the first one) to keep the other "
         "measurements, or profile into another file."
     )
-
