@@ -20,7 +20,8 @@ DECISIONS_PER_EPOCH = 20
 """How often in an epoch it is decided anew which gates are open (ours)."""
 
 INERTIA = 0.2
-"""By how much an open gate's score may fall below a closed one's before they change places (ours)."""
+"""By how much an open gate's score may fall below a closed one's before they change places, in standard deviations of
+all scores (ours)."""
 
 _ROUNDING = 1e-6
 _LEAST_NORM = 1e-12
@@ -141,18 +142,6 @@ class LatencyHinge:
         return self.weight * torch.relu(torch.log(latency_ms / target_ms)).square()
 
 
-def settled_scores(gated: GatedNetwork) -> Tensor:
-    """Scores at the last forward pass, [n_slots], float64, on the CPU; `INERTIA` more of gates that are held open."""
-    scores = gated.scores.detach().double()
-    return (scores + INERTIA * (gated.is_held & gated.held_open)).cpu()
-
-
-def _without(gradient: Tensor, direction: Tensor) -> Tensor:
-    """The gradient without its part along a direction."""
-    along = (gradient * direction).sum() / direction.square().sum().clamp(min=_LEAST_NORM)
-    return gradient - along * direction
-
-
 @dataclass(frozen=True, slots=True)
 class LogLatency:
     """α·log(1 + LAT), the term of W-Gates (arXiv 2007.02066): the same pull all the time, towards no target.
@@ -169,3 +158,15 @@ class LogLatency:
         """Penalty, []; the progress does not matter."""
         del progress
         return self.weight * torch.log1p(self.predict_ms(gated.widths.cpu().unsqueeze(0))[0])
+
+
+def settled_scores(gated: GatedNetwork) -> Tensor:
+    """Scores at the last forward pass, [n_slots], float64, on the CPU; `INERTIA` more of gates that are held open."""
+    scores = gated.scores.detach().double()
+    return (scores + INERTIA * scores.std(correction=0) * (gated.is_held & gated.held_open)).cpu()
+
+
+def _without(gradient: Tensor, direction: Tensor) -> Tensor:
+    """The gradient without its part along a direction."""
+    along = (gradient * direction).sum() / direction.square().sum().clamp(min=_LEAST_NORM)
+    return gradient - along * direction

@@ -111,22 +111,24 @@ def test_scores_move_along_the_latency_no_further(
     torch.testing.assert_close(scores.grad, torch.linspace(1.0, 3.0, 20) - 2.0)  # all cost alike: mean 0
 
 
+@pytest.mark.parametrize("unit", [1.0, 0.1])
 def test_what_is_open_stays_until_another_is_better_by_the_inertia(
-    residual_net: nn.Module, residual_space: SearchSpace
+    residual_net: nn.Module, residual_space: SearchSpace, unit: float
 ) -> None:
     term = held(start_ms=5.0)
-    gated = gated_by([1.0] * 5 + [0.0] * 15, residual_net, residual_space)
+    gated = gated_by([unit] * 5 + [0.0] * 15, residual_net, residual_space)
 
     def decide(better: float, progress: float) -> list[int]:
         with torch.no_grad():
-            gated.gates.values[19] = better
+            gated.gates.values[19] = unit * better
         gated(torch.zeros(1, 3, 8, 8))
         term(gated, progress)
         return gated.held_open.nonzero().flatten().tolist()
 
     assert decide(0.0, 0.0) == [0, 1, 2, 3, 4]
-    assert decide(1 + 0.9 * INERTIA, 0.5) == [0, 1, 2, 3, 4]
-    assert 19 in decide(1 + 1.1 * INERTIA, 0.9)
+    spread = np.std([1.0] * 6 + [0.0] * 14)
+    assert decide(1 + 0.8 * INERTIA * spread, 0.5) == [0, 1, 2, 3, 4]
+    assert 19 in decide(1 + 1.2 * INERTIA * spread, 0.9)
 
 
 def test_it_is_decided_anew_now_and_then(residual_net: nn.Module, residual_space: SearchSpace) -> None:
