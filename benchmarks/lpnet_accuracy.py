@@ -85,6 +85,19 @@ class Case:
     n_train: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What predictors are judged by.
+
+    Attributes:
+        n_networks: held-out networks.
+        passes: passes over them after which the noise floor is looked at, ascending.
+    """
+
+    n_networks: int
+    passes: tuple[int, ...]
+
+
 CASES = {
     "mobilenet_v2": Case("torchvision:mobilenet_v2", 224, 1, (50, 100, 300, 1000)),
     "resnet34": Case("torchvision:resnet34", 224, 1, (50, 100, 300)),
@@ -98,17 +111,21 @@ CASES = {
 @click.option("--held-out", type=int, default=200, show_default=True, help="Networks to judge by.")
 @click.option("--most-train", type=int, default=1000, show_default=True, help="Training candidates at most.")
 @click.option("--visits", type=int, default=ProfilePlan().passes, show_default=True, help=_VISITS_HELP)
+@click.option("--most-passes", type=int, default=24, show_default=True, help="Over the held-out networks.")
 @click.option("--provider", default="cpu", show_default=True, help="Another one has results of its own.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(cases: str, held_out: int, most_train: int, visits: int, provider: str, seed: int) -> None:
+def main(
+    cases: str, held_out: int, most_train: int, visits: int, most_passes: int, provider: str, seed: int
+) -> None:
     """See the module's docstring."""
+    judging = Judging(held_out, tuple(n for n in PASSES if n <= max(most_passes, PASSES[0])))
     results = "lpnet_accuracy" if provider == "cpu" else f"lpnet_accuracy-{provider}"
     device = DeviceSettings.parse(provider)
     for name in cases.split(","):
         case = CASES[name]
         few = replace(case, n_train=tuple(n for n in case.n_train if n <= most_train))
         settings = DeviceSettings.parse(provider, threads=case.threads, batch_size=1)
-        found = examine(name, few, settings, held_out, visits, seed)
+        found = examine(name, few, settings, judging, visits, seed)
         rows = other_cases(RESULTS / f"{results}.json", name, fingerprint(device).digest) + found
         click.echo(f"written: {write_results(results, rows, settings=device)}")
 
@@ -124,7 +141,7 @@ def other_cases(path: Path, measured: str, device: str) -> list[dict[str, Any]]:
 
 
 def examine(
-    name: str, case: Case, settings: DeviceSettings, n_held_out: int, visits: int, seed: int
+    name: str, case: Case, settings: DeviceSettings, judging: Judging, visits: int, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of one case."""
     folder = ROOT / "data" / "profiles" / fingerprint(settings).digest / name
@@ -139,7 +156,7 @@ def examine(
     if visits > plan.passes:
         again = replace(plan, n_candidates=min(max(case.n_train), MOST_VISITED), n_held_out=0, passes=visits)
         train = profile(base, folder / "profile.jsonl", settings, again)
-    judged = _held_out(base, folder / "held_out.jsonl", settings, train, n_held_out, seed)
+    judged = _held_out(base, folder / "held_out.jsonl", settings, train, judging, seed)
     path_widths, path_ms = _optimiser_path(base, space, settings, train, judged.n_passes, seed)
     tables = measure_tables(space, settings, train.reference_ms)
     rows = []
@@ -217,11 +234,11 @@ class Judged:
 
 
 def _held_out(
-    base: Path, path: Path, settings: DeviceSettings, train: ProfileSet, n_held_out: int, seed: int
+    base: Path, path: Path, settings: DeviceSettings, train: ProfileSet, judging: Judging, seed: int
 ) -> Judged:
     # One training candidate is the least a plan has; it is not used.
-    plan = ProfilePlan(n_candidates=1, n_held_out=n_held_out, seed=seed + 1, grid=train.header.grid)
-    for n_passes in PASSES:
+    plan = ProfilePlan(n_candidates=1, n_held_out=judging.n_networks, seed=seed + 1, grid=train.header.grid)
+    for n_passes in judging.passes:
         found = profile(base, path, settings, replace(plan, passes=n_passes))
         judged = judged_networks(replace(found, fixed_reference_ms=train.reference_ms), train, n_passes)
         click.echo(f"{n_passes} passes over the held-out networks: noise floor {judged.noise_floor_mape:.2%}")
