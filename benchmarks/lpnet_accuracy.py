@@ -54,9 +54,6 @@ PASSES = (2, 4, 6, 8, 10, 12, 16, 20, 24)
 FLOOR = 0.005
 """Noise floor from which no further passes are measured."""
 
-LONGEST_VISIT_S = 20.0
-"""Two rows that lie further apart were measured in two runs."""
-
 MOST_VISITED = 300
 """Training networks that more than the profiler's two visits are paid to, where asked for."""
 
@@ -199,13 +196,9 @@ def examine(
 
 
 def profile_seconds(few: ProfileSet, profile: ProfileSet) -> float:
-    """What the visits to the training networks of one profile take, at the pace of another that holds them.
-
-    The mean time between two rows of that, where nothing came between them.
-    """
-    seconds = np.diff([row.measured_at for row in profile.ok_rows])
+    """What the visits to the training networks of one profile take, at the pace of another that holds them."""
     n_visits = sum(row.split == "train" for row in few.ok_rows)
-    return n_visits * float(seconds[seconds < LONGEST_VISIT_S].mean())
+    return n_visits * (profile.visit_seconds or math.nan)
 
 
 def _visits(profile: ProfileSet) -> float:

@@ -201,6 +201,12 @@ class ProfileSet:
         return half_width(visits, int(np.median([len(rows) for rows in visits])))
 
     @property
+    def visit_seconds(self) -> float | None:
+        """What a visit takes, all included: the median time between two measurements; None of fewer than two."""
+        seconds = np.diff([row.measured_at for row in self.ok_rows])
+        return float(np.median(seconds)) if len(seconds) else None
+
+    @property
     def noise_floor_mape(self) -> float | None:
         """Mean absolute error of one pass over held-out candidates against the mean of all, 0.01 is 1 %.
 

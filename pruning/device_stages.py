@@ -19,8 +19,8 @@ from latency.journal import RowSink
 from latency.predictor import Predictor
 from latency.probe import KINDS, ProbeResult, probe_step
 from latency.probing import DeviceProbe, require_probed_here
-from latency.profiles import read_profile
-from latency.profiling import ProfilePlan, profile
+from latency.profiles import ProfileSet, read_profile
+from latency.profiling import ProfilePlan, passes_needed, profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.errors import SettingError
@@ -30,6 +30,9 @@ from pruning.verify import OtherVerification, Verification, certify, verify, ver
 
 NARROWEST_PROBE, WIDEST_PROBE = 96, 1024
 """Limits of the widths that are probed: below 96 channels a step of 32 cannot show."""
+
+NOISY, PRECISE = 0.025, 0.02
+"""Half-width of the 95 % interval of a network's latency from which a device counts as noisy, and a better one."""
 
 
 def probe_stage(run: RunDirectory, settings: DeviceSettings, *, max_width: int) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class ProfileOptions:
         minutes: time to measure for; None is no limit.
         until_mape: error of LPNet to reach, 0.01 is 1 %; None is not to look. Needs torch.
         precision: half-width of the 95 % interval that each network's latency is to be known within, relative;
-            None is to visit each once.
+            None is to visit each twice.
         active: share of the networks that is chosen where LPNet's ensemble disagrees; None is none. Needs torch.
         fleet: devices to profile on; None is this one.
         registry: URL of the service whose registry gets the rows too, as they come; None is no service.
@@ -178,6 +181,9 @@ def profile_stage(
             )
         else:
             profile(base, out, settings, plan, open_bench=bench, sinks=sinks)
+    advice = noise_advice(read_profile(out))
+    if advice is not None:
+        announce(advice)
     return profile_summary(run)
 
 
@@ -239,6 +245,21 @@ def profile_summary(run: RunDirectory) -> dict[str, Any]:
         "devices": [asdict(device) for device in measured.by_device],
         "profile": str(run.file("profile.jsonl")),
     }
+
+
+def noise_advice(measured: ProfileSet) -> str | None:
+    """What to do where latencies are known less well than is usual; None where they are not."""
+    half_width, stderr, seconds = measured.half_width, measured.visit_stderr, measured.visit_seconds
+    if half_width is None or stderr is None or seconds is None or half_width <= NOISY:
+        return None
+    visits = passes_needed(stderr, PRECISE)
+    networks = {row.widths for row in measured.ok_rows}
+    minutes = visits * len(networks) * seconds / 60
+    return (
+        f"This device is noisy: a network's latency is known within {half_width:.1%} (95 %). "
+        f"`trimms profile --precision {PRECISE:.0%}` goes on from here to {visits} visits to each, some {minutes:.0f} "
+        "minutes in all; LPNet's error falls with the noise."
+    )
 
 
 def predict_stage(run: RunDirectory, *, widths: str | None, scale: float | None) -> dict[str, Any]:

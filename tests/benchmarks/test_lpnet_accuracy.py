@@ -28,7 +28,7 @@ def test_rows_of_another_device_do_not(results: Path, name: str) -> None:
     assert other_cases(results.with_name(name), "mobilenet_v2", "there") == []
 
 
-def test_profiling_takes_the_time_between_rows_but_for_interruptions() -> None:
+def test_profiling_takes_the_usual_time_between_rows_whatever_came_between_two_of_them() -> None:
     profile = make_profile(staircase_ms, n_train=40)  # type: ignore[arg-type]
     rows = [dataclasses.replace(row, measured_at=0.5 * i) for i, row in enumerate(profile.rows)]
     rows[-1] = dataclasses.replace(rows[-1], measured_at=rows[-2].measured_at + 3600.0)

@@ -1,17 +1,22 @@
 """The probe as a stage: files, figures, and what a profile makes of them."""
 
+import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latency.device import DeviceSettings, fingerprint
 from latency.measure import Protocol
 from latency.probe import KINDS, probe_step
 from latency.probing import DeviceProbe
-from pruning.device_stages import ProfileOptions, probe_stage, profile_stage
+from latency.profile_rows import ProfileRow
+from latency.profiles import ProfileSet
+from pruning.device_stages import ProfileOptions, noise_advice, probe_stage, profile_stage
 from pruning.errors import SettingError
 from pruning.run import RunDirectory
+from tests.latency.test_profiles import HEADER
 
 QUICK = Protocol(min_pairs=6, max_pairs=6, warmup_runs=2, min_sample_ms=0.01)
 
@@ -56,3 +61,41 @@ def test_a_device_without_torch_refuses_what_fits_lpnet_before_it_measures(
     ):
         profile_stage(RunDirectory(tmp_path), options, seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def profile_of(noise: float) -> ProfileSet:
+    """Thirty networks, visited twice, half a second apart."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for pass_index in (0, 1):
+        for width in range(1, 31):
+            ratio = 0.5 * math.exp(noise * rng.standard_normal())
+            row = ProfileRow(
+                (width, 1),
+                "train",
+                pass_index,
+                "ok",
+                ratio=ratio,
+                ratio_stderr=noise,
+                candidate_ms=2 * ratio,
+                reference_ms=2.0,
+                measured_at=0.5 * len(rows),
+            )
+            rows.append(row)
+    return ProfileSet(HEADER, tuple(rows))
+
+
+def test_a_noisy_device_is_said_with_what_to_do() -> None:
+    measured = profile_of(noise=0.03)
+    advice = noise_advice(measured)
+
+    assert advice is not None
+    assert measured.visit_stderr is not None
+    visits = math.ceil((1.96 * math.sqrt(math.pi / 2) * measured.visit_stderr / 0.02) ** 2)
+    assert f"known within {measured.half_width:.1%} (95 %)" in advice
+    assert f"`trimms profile --precision 2%` goes on from here to {visits} visits to each" in advice
+    assert f"some {visits * 30 * 0.5 / 60:.0f} minutes in all" in advice
+
+
+def test_of_a_quiet_device_nothing_is_said() -> None:
+    assert noise_advice(profile_of(noise=0.005)) is None
