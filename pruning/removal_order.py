@@ -15,6 +15,7 @@ import contextlib
 import copy
 import heapq
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,8 +31,10 @@ from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.budget import FloatArray, Predict
 from pruning.data import ImageTask
+from pruning.distributed import number_from_first
 from pruning.gates import GatedNetwork
 from pruning.models import class_scores
+from pruning.precision import FORMATS, Precision
 from pruning.training import distillation_loss
 
 STEPS_PER_GROUP = 8
@@ -163,6 +166,8 @@ def distillation_rise(
     network = _with_batch_statistics(gated.network)
     device = next(network.parameters()).device
     images = [batch.images.to(device) for batch in task.calibration_batches(n_images, 128)]
+    layout = _faster_layout(network, images[0])
+    images = [layout.images(batch) for batch in images]
     order = _dearest_first(costs, space)
     with torch.no_grad():
         wanted = [class_scores(network(batch)).float() for batch in images]
@@ -172,7 +177,8 @@ def distillation_rise(
         gates = torch.zeros(len(costs), device=device)
         for slots, width in zip(order, widths, strict=True):
             gates[slots[:width].to(device)] = 1.0
-        values = gated.gated_parameters(gates)
+        gated_values = gated.gated_parameters(gates).items()
+        values = {name: layout.images(value) if value.ndim == 4 else value for name, value in gated_values}
         total = 0.0
         for batch, scores in zip(images, wanted, strict=True):
             found = class_scores(functional_call(network, values, (batch,))).float()
@@ -237,6 +243,26 @@ def _dearest_first(costs: Tensor, space: SearchSpace) -> list[Tensor]:
         )
         for group in space.groups
     ]
+
+
+@torch.no_grad()
+def _faster_layout(network: nn.Module, images: Tensor) -> Precision:
+    """The memory layout in which the network runs faster, which it is brought into; fp32, so that small rises show.
+
+    On a CPU the channels innermost halve the time of depthwise and of narrow convolutions.
+    """
+    layouts = [precision for precision in FORMATS if precision.autocast == "none"]
+    seconds = []
+    for layout in layouts:
+        layout.lay_out_(network)
+        batch = layout.images(images)
+        for _ in range(2):  # the first run allocates memory
+            start = time.perf_counter()
+            float(class_scores(network(batch)).sum())
+        seconds.append(time.perf_counter() - start)
+    chosen = layouts[number_from_first(seconds.index(min(seconds)))]
+    chosen.lay_out_(network)
+    return chosen
 
 
 def _with_batch_statistics(network: nn.Module) -> nn.Module:

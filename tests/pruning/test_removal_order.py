@@ -12,7 +12,7 @@ from latency.grid import Grid
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.criteria.wgates import WGates
-from pruning.data import load_data
+from pruning.data import ImageTask, load_data
 from pruning.gates import GatedNetwork
 from pruning.removal_order import Removal, RemovalPath, distillation_rise, removal_path, worth_along
 from pruning.trace import trace
@@ -75,7 +75,7 @@ def test_worth_follows_the_order(residual_space: SearchSpace) -> None:
     assert float(stem[7]) == pytest.approx(np.log(4.0))
 
 
-def test_the_loss_is_none_at_full_width_and_leaves_the_network_alone() -> None:
+def trained_gates() -> tuple[GatedNetwork, SearchSpace, ImageTask]:
     task = load_data("digits", (3, 16, 16))
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -85,7 +85,12 @@ def test_the_loss_is_none_at_full_width_and_leaves_the_network_alone() -> None:
     )
     train(network, task, TrainingConfig(epochs=2), title=None)
     space = trace(network, (1, 3, 16, 16))
-    gated = GatedNetwork(network.eval(), space, WGates(network, space), GRID)
+    return GatedNetwork(network.eval(), space, WGates(network, space), GRID), space, task
+
+
+def test_the_loss_is_none_at_full_width_and_leaves_the_network_alone() -> None:
+    gated, space, task = trained_gates()
+    network = gated.network
     before = copy.deepcopy(network.state_dict())
 
     rise = distillation_rise(gated, torch.arange(28.0), space, task, n_images=200, temperature=3.0)
@@ -95,3 +100,15 @@ def test_the_loss_is_none_at_full_width_and_leaves_the_network_alone() -> None:
     assert 0 < half < few
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training
+    assert all(value.is_contiguous() for value in network.parameters())
+
+
+def test_the_loss_is_the_same_in_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    gated, space, task = trained_gates()
+    found = []
+    for index in (0, 1):
+        monkeypatch.setattr("pruning.removal_order.number_from_first", lambda _, index=index: index)
+        rise = distillation_rise(gated, torch.arange(28.0), space, task, n_images=200, temperature=3.0)
+        found.append([rise(np.array(widths)) for widths in ((12, 9), (8, 6), (2, 1))])
+
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
