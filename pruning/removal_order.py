@@ -15,7 +15,6 @@ import contextlib
 import copy
 import heapq
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -31,10 +30,9 @@ from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.budget import FloatArray, Predict
 from pruning.data import ImageTask
-from pruning.distributed import number_from_first
 from pruning.gates import GatedNetwork
 from pruning.models import class_scores
-from pruning.precision import FORMATS, Precision
+from pruning.precision import Precision
 from pruning.training import distillation_loss
 
 STEPS_PER_GROUP = 8
@@ -166,7 +164,8 @@ def distillation_rise(
     network = _with_batch_statistics(gated.network)
     device = next(network.parameters()).device
     images = [batch.images.to(device) for batch in task.calibration_batches(n_images, 128)]
-    layout = _faster_layout(network, images[0])
+    layout = _layout(network)
+    layout.lay_out_(network)
     images = [layout.images(batch) for batch in images]
     order = _dearest_first(costs, space)
     with torch.no_grad():
@@ -245,24 +244,14 @@ def _dearest_first(costs: Tensor, space: SearchSpace) -> list[Tensor]:
     ]
 
 
-@torch.no_grad()
-def _faster_layout(network: nn.Module, images: Tensor) -> Precision:
-    """The memory layout in which the network runs faster, which it is brought into; fp32, so that small rises show.
+def _layout(network: nn.Module) -> Precision:
+    """The memory layout to judge in: channels innermost halve the time of grouped convolutions on a CPU.
 
-    On a CPU the channels innermost halve the time of depthwise and of narrow convolutions.
+    Not timed as training's is: the same seed has to give the same order, to the last bit. In fp32, since small rises
+    have to show.
     """
-    layouts = [precision for precision in FORMATS if precision.autocast == "none"]
-    seconds = []
-    for layout in layouts:
-        layout.lay_out_(network)
-        batch = layout.images(images)
-        for _ in range(2):  # the first run allocates memory
-            start = time.perf_counter()
-            float(class_scores(network(batch)).sum())
-        seconds.append(time.perf_counter() - start)
-    chosen = layouts[number_from_first(seconds.index(min(seconds)))]
-    chosen.lay_out_(network)
-    return chosen
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return Precision(channels_last=any(convolution.groups > 1 for convolution in convolutions))
 
 
 def _with_batch_statistics(network: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from latency.structure import IntArray
 from pruning.criteria.wgates import WGates
 from pruning.data import ImageTask, load_data
 from pruning.gates import GatedNetwork
+from pruning.precision import Precision
 from pruning.removal_order import Removal, RemovalPath, distillation_rise, removal_path, worth_along
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
@@ -106,8 +107,8 @@ def test_the_loss_is_none_at_full_width_and_leaves_the_network_alone() -> None:
 def test_the_loss_is_the_same_in_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     gated, space, task = trained_gates()
     found = []
-    for index in (0, 1):
-        monkeypatch.setattr("pruning.removal_order.number_from_first", lambda _, index=index: index)
+    for precision in (Precision(), Precision(channels_last=True)):
+        monkeypatch.setattr("pruning.removal_order._layout", lambda _, precision=precision: precision)
         rise = distillation_rise(gated, torch.arange(28.0), space, task, n_images=200, temperature=3.0)
         found.append([rise(np.array(widths)) for widths in ((12, 9), (8, 6), (2, 1))])
 
