@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from environment import ROOT, write_results
-from lpnet_accuracy import CASES, judged_networks
+from lpnet_accuracy import CASES, judged_networks, traced
 
 from latency.active import spread_out
 from latency.fitting import FitResult, fit
@@ -27,9 +27,6 @@ from latency.metrics import prediction_metrics
 from latency.profiles import ProfileSet, read_profile
 from latency.space import SearchSpace
 from latency.structure import IntArray
-from pruning.export import dense_model, write_onnx
-from pruning.models import load_model
-from pruning.trace import trace
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -110,7 +107,7 @@ WAYS: Mapping[str, Choose] = {
 @click.option("--base", type=click.Path(path_type=Path), default=FOLDER / "base.onnx", help="Its base.onnx.")
 def main(seeds: int, starts: str, base: Path) -> None:
     """See the module's docstring."""
-    space = SearchSpace.load(_traced(base))
+    space = SearchSpace.load(traced(CASES[CASE], base))
     profile, judging = (read_profile(FOLDER / name) for name in ("profile.jsonl", "held_out.jsonl"))
     judged = judged_networks(
         dataclasses.replace(judging, fixed_reference_ms=profile.reference_ms), profile, PASSES
@@ -139,14 +136,6 @@ def main(seeds: int, starts: str, base: Path) -> None:
         )
     floor = judged.noise_floor_mape
     click.echo(f"written: {write_results('active_rounds', rows, summary=summary, noise_floor_mape=floor)}")
-
-
-def _traced(base: Path) -> Path:
-    if not base.is_file():
-        case = CASES[CASE]
-        network = load_model(case.model)
-        write_onnx(dense_model(trace(network, (1, 3, case.size_px, case.size_px)), network), base)
-    return base
 
 
 def _after_rounds(

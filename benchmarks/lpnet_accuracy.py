@@ -142,11 +142,7 @@ def examine(
 ) -> list[dict[str, Any]]:
     """Rows of one case."""
     folder = ROOT / "data" / "profiles" / fingerprint(settings).digest / name
-    base = folder / "base.onnx"
-    if not base.is_file():
-        network = load_model(case.model)
-        shape = (1, 3, case.size_px, case.size_px)
-        write_onnx(dense_model(trace(network, shape), network), base)
+    base = traced(case, folder / "base.onnx")
     space = SearchSpace.load(base)
     plan = ProfilePlan(n_candidates=max(case.n_train), seed=seed)
     train = profile(base, folder / "profile.jsonl", settings, plan)
@@ -193,6 +189,14 @@ def examine(
                 f"Spearman {found.spearman:.4f}  path {on_path.mape:6.2%}  floor {judged.noise_floor_mape:.2%}"
             )
     return rows
+
+
+def traced(case: Case, base: Path) -> Path:
+    """The case's network as an ONNX file, made where it is missing: committed profiles come without."""
+    if not base.is_file():
+        network = load_model(case.model)
+        write_onnx(dense_model(trace(network, (1, 3, case.size_px, case.size_px)), network), base)
+    return base
 
 
 def profile_seconds(few: ProfileSet, profile: ProfileSet) -> float:

@@ -1,7 +1,7 @@
 """How many minutes of profiling does LPNet need, spent on many networks or on measuring a few of them well?
 
     python benchmarks/profiling_minutes.py
-    python benchmarks/profiling_minutes.py --minutes 0.5,2 --seeds 2
+    python benchmarks/profiling_minutes.py --minutes 0.5 --minutes 2 --seeds 2
 
 Replays the profile of MobileNetV2 that `lpnet_accuracy.py` measured on this device. For every time and every way to
 spend it (pairs a visit, visits a network) as many networks are taken from the profile, in random order, as would have
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from environment import ROOT, write_results
-from lpnet_accuracy import Judged, judged_networks
+from lpnet_accuracy import CASES, Judged, judged_networks, traced
 
 from latency.device import DeviceSettings, fingerprint
 from latency.errors import ProfileError
@@ -56,9 +56,9 @@ WAYS = (Way(6, 1), Way(16, 1), Way(6, 2), Way(16, 2))
 
 
 @click.command(help=__doc__)
-@click.option("--minutes", default="0.25,0.5,1,2,4", show_default=True, help="Comma-separated.")
+@click.option("--minutes", multiple=True, type=float, default=(0.25, 0.5, 1, 2, 4), show_default=True)
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random choices of the networks.")
-def main(minutes: str, seeds: int) -> None:
+def main(minutes: tuple[float, ...], seeds: int) -> None:
     """See the module's docstring."""
     folder = ROOT / "data" / "profiles" / fingerprint(DeviceSettings()).digest / CASE
     space, profile, judged = _measured(folder)
@@ -66,7 +66,7 @@ def main(minutes: str, seeds: int) -> None:
     for way in WAYS:
         visits = by_network(profile, way)
         visit_seconds = float(np.median(seconds_per_visit(profile.ok_rows, way.pairs)))
-        for total in (float(text) for text in minutes.split(",")):
+        for total in minutes:
             n = int(60 * total / (way.visits * visit_seconds))
             if n > len(visits):
                 continue
@@ -98,7 +98,11 @@ def _measured(folder: Path) -> tuple[SearchSpace, ProfileSet, Judged]:
         ) from error
     at_clock = dataclasses.replace(judging, fixed_reference_ms=profile.reference_ms)
     n_passes = 1 + max(row.pass_index for row in judging.ok_rows)
-    return SearchSpace.load(folder / "base.onnx"), profile, judged_networks(at_clock, profile, n_passes)
+    return (
+        SearchSpace.load(traced(CASES[CASE], folder / "base.onnx")),
+        profile,
+        judged_networks(at_clock, profile, n_passes),
+    )
 
 
 def seconds_per_visit(rows: Sequence[ProfileRow], pairs: int) -> FloatArray:

@@ -253,6 +253,8 @@ def noise_advice(measured: ProfileSet) -> str | None:
     if half_width is None or stderr is None or seconds is None or half_width <= NOISY:
         return None
     visits = passes_needed(stderr, PRECISE)
+    if visits <= 1 + max(row.pass_index for row in measured.ok_rows):
+        return None  # a few outliers are what is wide, which more visits would not be made for
     networks = {row.widths for row in measured.ok_rows}
     minutes = visits * len(networks) * seconds / 60
     return (

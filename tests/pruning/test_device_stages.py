@@ -1,5 +1,6 @@
 """The probe as a stage: files, figures, and what a profile makes of them."""
 
+import dataclasses
 import math
 from functools import partial
 from pathlib import Path
@@ -99,3 +100,15 @@ def test_a_noisy_device_is_said_with_what_to_do() -> None:
 
 def test_of_a_quiet_device_nothing_is_said() -> None:
     assert noise_advice(profile_of(noise=0.005)) is None
+
+
+def test_outliers_alone_are_no_reason_for_visits_that_would_not_be_made() -> None:
+    quiet = profile_of(noise=0.005)
+    rows = list(quiet.rows)
+    for index in range(3):
+        rows[index] = dataclasses.replace(rows[index], ratio=rows[index].ratio * 1.2)
+    measured = ProfileSet(HEADER, tuple(rows))
+
+    assert measured.half_width is not None
+    assert measured.half_width > 0.025
+    assert noise_advice(measured) is None
