@@ -18,7 +18,7 @@ from latency.structure import IntArray
 from pruning.criteria import METHODS
 from pruning.criteria.base import SearchJob, SearchOptions, SearchResult
 from pruning.criteria.gate_search import SearchedGates, search_with_gates
-from pruning.criteria.wgates import INITIAL_BIAS, WGatesMethod, binary_gates
+from pruning.criteria.wgates import INITIAL_BIAS, WGates, WGatesMethod, binary_gates
 from pruning.prune_stage import PruneOptions
 from pruning.stages import FinetuneOptions, Workbench
 
@@ -135,7 +135,19 @@ class FreeGatesMethod(WGatesMethod):
         return search_with_gates(job, FreeGates(job.space))
 
 
-METHODS[FreeGatesMethod.name] = FreeGatesMethod()
+class UntrainedGatesMethod(WGatesMethod):
+    """W-Gates' search with gates that stay as they start, functions of weights that train."""
+
+    name = "untrained-gates"
+    summary = "gates from weights that are not trained themselves"
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """The scores of all slots."""
+        return search_with_gates(job, WGates(job.network, job.space), travel=0.0)
+
+
+for _method in (FreeGatesMethod(), UntrainedGatesMethod()):
+    METHODS[_method.name] = _method
 
 
 def random_filters(
@@ -176,6 +188,9 @@ ABLATIONS: Mapping[str, Ablation] = {
     ),
     "free-gates": Ablation(
         "a free parameter for each gate", prune=lambda how: replace(how, method=FreeGatesMethod.name)
+    ),
+    "untrained-gates": Ablation(
+        "gates that stay where they start", prune=lambda how: replace(how, method=UntrainedGatesMethod.name)
     ),
     "random-filters": Ablation("random filters at the method's widths", choose=random_filters),
     "l1-filters": Ablation("the largest filters at the method's widths", choose=largest_filters),

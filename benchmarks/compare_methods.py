@@ -78,17 +78,38 @@ def failure(ground: Ground, configuration: Configuration) -> list[str]:
     return []
 
 
-def write_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write the results with their plot; rows of other workloads stay if they are of the same device."""
-    path = RESULTS / f"{RESULT_NAME}.json"
+def write_rows(rows: list[dict[str, Any]], device: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Write the results with their plot; rows of other workloads stay.
+
+    One table never mixes two devices: what was written on another one is set aside under that one's digest, and
+    taken up again there.
+
+    Args:
+        rows: all rows of the workloads that were run.
+        device: digest of this device.
+        folder: where the results lie.
+    """
+    path = folder / f"{RESULT_NAME}.json"
+    known = json.loads(path.read_text()) if path.is_file() else None
+    if known is not None and (other := known["environment"]["fingerprint"]["digest"]) != device:
+        for suffix in (".json", ".svg"):
+            _exchange(folder / f"{RESULT_NAME}{suffix}", other, device)
+        known = json.loads(path.read_text()) if path.is_file() else None
     fresh = {row["workload"] for row in rows}
-    digests = {row["budget_of_device"] for row in rows if row["counted"]}
-    known = json.loads(path.read_text())["rows"] if path.is_file() else []
-    same_device = [row for row in known if row["budget_of_device"] in digests]
-    together = [row for row in same_device if row["workload"] not in fresh] + rows
-    click.echo(f"written: {write_results(RESULT_NAME, together)}")
-    plot(together, RESULTS / f"{RESULT_NAME}.svg")
+    kept = [row for row in known["rows"] if row["workload"] not in fresh] if known is not None else []
+    together = kept + rows
+    click.echo(f"written: {write_results(RESULT_NAME, together, folder=folder)}")
+    plot(together, folder / f"{RESULT_NAME}.svg")
     return together
+
+
+def _exchange(file: Path, other: str, device: str) -> None:
+    """Set a file aside under the digest it belongs to, and take up the one of this device."""
+    if file.is_file():
+        file.rename(file.with_stem(f"{file.stem}-{other}"))
+    mine = file.with_stem(f"{file.stem}-{device}")
+    if mine.is_file():
+        mine.rename(file)
 
 
 @click.command(help=__doc__)
@@ -130,8 +151,10 @@ def main(
     data = {name: path for name, path in (("cifar10", cifar10), ("imagenette", imagenette)) if path}
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
+    device = ""
     for workload in workloads:
         ground = Ground(WORKLOADS[workload], Places(data, weights), runs)
+        device = ground.device
         if not only_table:
             for configuration in selected(workload, methods, budgets, seeds, ablations, epochs):
                 if not only_list:
@@ -141,7 +164,7 @@ def main(
             rows += [row_of(measured, ground.device) for measured in measure_all(ground, runs)]
     if only_list:
         return
-    click.echo(table(rows if no_results else write_rows(rows)))
+    click.echo(table(rows if no_results else write_rows(rows, device)))
     if failures:
         raise click.ClickException("; ".join(failures))
 

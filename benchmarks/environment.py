@@ -41,10 +41,15 @@ def made_by() -> dict[str, Any]:
 
 
 def write_results(
-    name: str, rows: list[dict[str, Any]], *, settings: DeviceSettings | None = None, **further: Any
+    name: str,
+    rows: list[dict[str, Any]],
+    *,
+    settings: DeviceSettings | None = None,
+    folder: Path = RESULTS,
+    **further: Any,
 ) -> Path:
     """Write `benchmarks/results/NAME.json` with the environment; returns its path."""
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps({"environment": environment(settings), **further, "rows": rows}, indent=1) + "\n"

@@ -85,18 +85,19 @@ class BudgetObjective:
             return float(self.term.predict_ms(self.gated.widths.detach().cpu().unsqueeze(0))[0])
 
 
-def search_with_gates(job: SearchJob, gates: SearchedGates) -> SearchResult:
+def search_with_gates(job: SearchJob, gates: SearchedGates, *, travel: float | None = None) -> SearchResult:
     """Train gates with the network under the budget, from where their worth puts them.
 
     Args:
         job: what to search.
         gates: gates of its network, not started yet.
+        travel: how far they can move, see `train_gates`; None is as far as suits the latency term.
     """
     device = next(job.network.parameters()).device
     gated = GatedNetwork(job.network, job.space, gates, job.device.grid).to(device)
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
-    travel = SCORE_TRAVEL[job.options.latency_term]
+    travel = SCORE_TRAVEL[job.options.latency_term] if travel is None else travel
     history = train_gates(job, gated, gates, _term(job), job.options.epochs, travel)
     with torch.no_grad():
         gated.gate_values()

@@ -1,5 +1,6 @@
 """The comparison's arithmetic: what is run again, how rows become a table, which networks are chosen."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ablations import ABLATIONS, FreeGates, largest_filters, random_filters
+from compare_methods import write_rows
 from comparison_table import Measured, plot, row_of, table
 from configurations import Configuration, Outcome, content_key, data_digest
 from contenders import ablation_of, prune_options, schedule_of
@@ -264,6 +266,33 @@ def test_free_gates_start_where_the_worth_of_their_slots_puts_them(residual_spac
 
     torch.testing.assert_close(scores, (worth - worth.mean()) / worth.std() + INITIAL_BIAS)
     assert gates.open(scores).sum() == 20
+
+
+def test_a_table_of_another_device_is_set_aside_and_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = rows(Measured(OUTCOME, 0.49, (0.48, 0.5)))
+    there, here = row | {"budget_of_device": "there"}, row | {"workload": "other"}
+    for device, own in [("there", there), ("here", here), ("there", there), ("here", row)]:
+        described = {"fingerprint": {"digest": device}}
+        monkeypatch.setattr("environment.environment", lambda settings, described=described: described)
+        write_rows([own], device, tmp_path)
+
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("compare_methods-there.json", "compare_methods-there.svg"),
+        *("compare_methods.json", "compare_methods.svg"),
+    ]
+    found = {
+        file: [
+            (row["workload"], row["budget_of_device"])
+            for row in json.loads((tmp_path / file).read_text())["rows"]
+        ]
+        for file in ("compare_methods.json", "compare_methods-there.json")
+    }
+    assert found == {
+        "compare_methods.json": [("other", "here"), ("cifar10-resnet20", "here")],
+        "compare_methods-there.json": [("cifar10-resnet20", "there")],
+    }
 
 
 def test_all_ablations_are_of_the_one_method_and_differ_from_it() -> None:
