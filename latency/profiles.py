@@ -31,6 +31,8 @@ LEAST_REPEATABILITY = 0.01
 _MEDIAN_OF_NORMAL = 0.6745
 # Networks measured twice that it takes to say how far visits lie apart.
 _FEWEST_VISITS = 10
+# Medians over networks visited one after the other that it takes to say how far such medians lie apart.
+_FEWEST_MEDIANS = 4
 # Rows in a window of the reference's running median.
 _DRIFT_WINDOW = 10
 
@@ -217,22 +219,32 @@ class ProfileSet:
         errors = [abs(one_ms / np.mean(all_ms) - 1) for all_ms in passes for one_ms in all_ms]
         return float(np.mean(errors)) if errors else None
 
-    def repeatability(self, latency_ms: float) -> float:
+    def repeatability(self, latency_ms: float, n_visits: int = 1) -> float:
         """How far two measurements of a network of about this latency lie apart, minutes apart, on this device.
 
-        Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of
-        the first two passes, over the half of the candidates whose latency is nearest;
-        `LEAST_REPEATABILITY` where that is less, or nothing was measured twice. The measurements are taken
-        as they are, not corrected to the clock's pace, since nobody's deadline is.
+        Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of the first
+        two passes, over the half of the candidates whose latency is nearest; `LEAST_REPEATABILITY` where that is less,
+        or nothing was measured twice. The measurements are taken as they are, not corrected to the clock's pace,
+        since nobody's deadline is.
+
+        Visits that follow each other share the machine's mood, so that a median over several is off by more than their
+        number lets expect. What the median over as many *networks* as followed each other in time differs by between
+        the passes tells by how much (ours); of fewer than `_FEWEST_MEDIANS` such medians a single visit counts.
+
+        Args:
+            latency_ms: latency by the device's clock.
+            n_visits: visits that each of the two measurements is the median of, each in a session of its own.
         """
         passes = [[row.ratio for row in rows] for rows in self._visited_again()]
         if not passes:
             return LEAST_REPEATABILITY
         wanted = latency_ms / self.reference_ms
-        nearest = sorted(passes, key=lambda ratios: abs(float(np.log(np.mean(ratios) / wanted))))
-        half = nearest[: max(1, len(nearest) // 2)]
-        differences = [abs(ratios[0] / ratios[1] - 1) for ratios in half]
-        return max(LEAST_REPEATABILITY, float(1.96 / _MEDIAN_OF_NORMAL * np.median(differences)))
+        distances = [abs(float(np.log(np.mean(ratios) / wanted))) for ratios in passes]
+        half = np.sort(np.argsort(distances, kind="stable")[: max(1, len(passes) // 2)])  # in order of time
+        apart = np.array([math.log(passes[index][0] / passes[index][1]) for index in half])
+        size = n_visits if len(apart) >= _FEWEST_MEDIANS * n_visits else 1
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(apart, size), axis=1)
+        return max(LEAST_REPEATABILITY, float(1.96 / _MEDIAN_OF_NORMAL * np.median(np.abs(medians))))
 
     @property
     def _log_ms_of_visits(self) -> list[FloatArray]:

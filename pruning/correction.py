@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from latency.profiles import ProfileSet
 from pruning.budget import Choice
 from pruning.errors import BudgetError
 
@@ -11,6 +12,9 @@ LOWEST_SHARE = 0.97
 
 SAFETY = 0.99
 """Share of what is aimed at that is asked of the predictor, whose own error is about 1 %."""
+
+N_SESSIONS = 8
+"""Sessions that a certificate's measurement is the median over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +32,19 @@ class MeasuredChoice:
     high_ms: float
 
 
-def aim_below_ms(budget_ms: float, repeatability: float) -> float:
-    """Latency to aim at, so that a network measured again is still within the budget, in ms.
+def repeatability(profile: ProfileSet, latency_ms: float) -> float:
+    """How far two certificates of a network of about this latency lie apart on the profiled device, relative."""
+    return profile.repeatability(latency_ms, N_SESSIONS)
+
+
+def aim_below_ms(budget_ms: float, apart: float) -> float:
+    """Latency to aim at, so that a network certified again is still within the budget, in ms.
 
     Args:
         budget_ms: latency to meet.
-        repeatability: how far two measurements of one network lie apart on the device, relative.
+        apart: how far two certificates of one network lie apart on the device, relative; see `repeatability`.
     """
-    return budget_ms / (1 + repeatability)
+    return budget_ms / (1 + apart)
 
 
 def meet_budget(

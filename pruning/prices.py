@@ -24,7 +24,7 @@ from latency.profiles import ProfileSet
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.budget import FloatArray, Predict
-from pruning.correction import aim_below_ms
+from pruning.correction import aim_below_ms, repeatability
 from pruning.errors import SettingError
 from pruning.remote_lpnet import LatencyPredictor
 
@@ -97,7 +97,7 @@ class PricedSpace:
 
     def aim_ms(self, budget_ms: float) -> float:
         """Latency to aim at for a budget of the first device, so that a later measurement is within it as well."""
-        return aim_below_ms(budget_ms, self.profile.repeatability(budget_ms))
+        return aim_below_ms(budget_ms, repeatability(self.profile, budget_ms))
 
     def scales(self, budget_ms: float) -> tuple[float, ...]:
         """Ms of the first device that a ms of each device stands for, the first one's 1 in front.
@@ -106,7 +106,7 @@ class PricedSpace:
             budget_ms: latency to meet on the first device.
         """
         aims = [
-            aim_below_ms(other.budget_ms, other.profile.repeatability(other.budget_ms))
+            aim_below_ms(other.budget_ms, repeatability(other.profile, other.budget_ms))
             for other in self.others
         ]
         return (1.0, *(self.aim_ms(budget_ms) / aim for aim in aims))

@@ -25,11 +25,12 @@ from pruning.certificate import (
     recorded_versions,
     utc_now,
 )
+from pruning.correction import N_SESSIONS, repeatability
 from pruning.errors import InputError, SettingError
 from pruning.files import file_sha256
 from pruning.run import RunDirectory
 
-VERIFYING = SessionPlan(8, 4.0, Protocol(min_pairs=32, max_pairs=100, relative_precision=0.005))
+VERIFYING = SessionPlan(N_SESSIONS, 4.0, Protocol(min_pairs=32, max_pairs=100, relative_precision=0.005))
 """Measurements that a certificate rests on: eight sessions over three quarters of a minute."""
 
 CHOOSING = SessionPlan(3, 0.0, Protocol(min_pairs=64, max_pairs=200, relative_precision=0.005))
@@ -243,13 +244,13 @@ def _verification(
     measured_ms = measurement.ratio * profile.reference_ms
     low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
     certified_low, certified_high = certificate.measured_ci_ms
-    repeatability = profile.repeatability(certificate.measured_ms)
-    slack = repeatability * certificate.measured_ms
+    apart = repeatability(profile, certificate.measured_ms)
+    slack = apart * certificate.measured_ms
     return Verification(
         certificate=certificate,
         measured_ms=measured_ms,
         ci_ms=(low, high),
-        repeatability=repeatability,
+        repeatability=apart,
         agrees=low - slack <= certified_high and certified_low <= high + slack,
         within_budget=measured_ms <= certificate.budget_ms,
         measurement=measurement,

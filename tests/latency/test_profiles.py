@@ -148,6 +148,28 @@ def test_repeatability_is_that_of_networks_about_as_fast() -> None:
     assert ProfileSet(HEADER, tuple(twice((8, 8), 1.0, 0.0))).repeatability(1.0) == LEAST_REPEATABILITY
 
 
+@pytest.mark.parametrize(("mood_lasts", "expected"), [(1, 0.42), (40, 1.0)])
+def test_several_visits_repeat_better_unless_they_share_a_mood(mood_lasts: int, expected: float) -> None:
+    """The median of eight independent visits scatters by 0.42 of one (√(π / 16) of many), within a mood as one does."""
+    rng = np.random.default_rng(0)
+    n = 4000
+    visits = [0.02 * np.repeat(rng.standard_normal(n // mood_lasts), mood_lasts) for _ in range(2)]
+    rows = [
+        _row((index, 1), 0.5 * math.exp(visits[pass_index][index]), pass_index=pass_index)
+        for pass_index in (0, 1)
+        for index in range(n)
+    ]
+    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=1.0)
+
+    single, eight = (profile.repeatability(0.5, n_visits) for n_visits in (1, 8))
+
+    assert single == pytest.approx(1.96 * 0.02 * math.sqrt(2), rel=0.05)
+    assert eight / single == pytest.approx(expected, rel=0.15)
+    assert ProfileSet(HEADER, tuple(rows[:31] + rows[n : n + 31])).repeatability(0.5, 8) == pytest.approx(
+        ProfileSet(HEADER, tuple(rows[:31] + rows[n : n + 31])).repeatability(0.5)
+    )
+
+
 def test_latencies_are_those_at_the_pace_of_the_clock() -> None:
     rng = np.random.default_rng(0)
     rows = []

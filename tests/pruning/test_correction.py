@@ -38,7 +38,7 @@ def test_the_measured_latency_meets_the_budget_whatever_the_predictors_bias(bias
 
 @pytest.mark.parametrize("bias", [0.8, 1.0, 1.3])
 def test_below_a_budget_is_left_what_a_later_measurement_may_differ_by(bias: float) -> None:
-    aim_ms = aim_below_ms(5.0, repeatability=0.1)
+    aim_ms = aim_below_ms(5.0, apart=0.1)
 
     best, _ = meet_budget(cut_in_steps(0.01), device(bias), budget_ms=5.0, aim_ms=aim_ms)
 
