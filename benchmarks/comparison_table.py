@@ -14,7 +14,7 @@ from contenders import Ground
 
 from latency.sessions import SessionPlan, measure_together
 from pruning.files import file_sha256, write_atomically
-from pruning.verify import VERIFYING, require_profiled_device
+from pruning.verify import VERIFYING, clocked_ms, require_profiled_device
 
 MEASURED_FILE = "measured.json"
 
@@ -51,7 +51,7 @@ def _measured_together(
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     files = [folder / "pruned.onnx" for folder in folders]
     base, profile = ground.shared.run.file("base.onnx"), ground.shared.profile
-    content = [profile.digest, *(file_sha256(file) for file in [base, *files])]
+    content = [profile.digest, repr(profile.pace_exponent), *(file_sha256(file) for file in [base, *files])]
     digest = hashlib.sha256(" ".join(content).encode()).hexdigest()
     path = ground.folder / MEASURED_FILE
     record = json.loads(path.read_text()) if path.is_file() else {}
@@ -64,8 +64,8 @@ def _measured_together(
             title=f"{ground.workload.name}: {len(files)} networks",
         )
         rows = {
-            folder.name: [m.ratio * profile.reference_ms, [r * profile.reference_ms for r in m.ratio_ci]]
-            for folder, m in zip(folders, measurements, strict=True)
+            folder.name: clocked_ms(profile, measurement)
+            for folder, measurement in zip(folders, measurements, strict=True)
         }
         record = {"networks": digest, "measured_ms": rows}
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -22,7 +22,7 @@ from pruning.prices import PricedSpace
 from pruning.stages import Workbench, n_parameters
 from pruning.trace import trace
 from pruning.training import TrainingConfig, TrainingHistory
-from pruning.verify import CHOOSING, VERIFYING, require_profiled_device
+from pruning.verify import CHOOSING, VERIFYING, clocked_ms, require_profiled_device
 from pruning.weights import save_weights
 
 TRIED_FILE = "ratios.json"
@@ -86,11 +86,8 @@ def _tried(bench: Workbench, pruning: TorchPruning, budget_ms: float, aim_ms: fl
     def measure(network: nn.Module) -> tuple[float, float]:
         model = dense_model(_space(bench, network), network).SerializeToString()
         found = _measured(bench, model, CHOOSING)
-        profile = bench.profile
-        return (
-            profile.latency_ms(found.ratio, found.reference_ms),
-            profile.latency_ms(found.ratio_ci[1], found.reference_ms),
-        )
+        measured_ms, (_, high_ms) = clocked_ms(bench.profile, found)
+        return measured_ms, high_ms
 
     tried = try_ratios(pruning.at, measure, budget_ms, aim_ms)
     write_atomically(path, json.dumps([asdict(one) for one in tried], indent=1).encode())
@@ -109,7 +106,7 @@ def _made(bench: Workbench, configuration: Configuration, network: nn.Module, ch
     require_same_outputs(network, model)
     write_onnx(model, run.file("pruned.onnx"))
     save_weights(network, run.file("pruned.safetensors"))
-    certified_ms = _measured(bench, model.SerializeToString(), VERIFYING).ratio * bench.profile.reference_ms
+    certified_ms, _ = clocked_ms(bench.profile, _measured(bench, model.SerializeToString(), VERIFYING))
     return _Made(network, space, history, certified_ms)
 
 

@@ -224,8 +224,7 @@ class ProfileSet:
 
         Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of the first
         two passes, over the half of the candidates whose latency is nearest; `LEAST_REPEATABILITY` where that is less,
-        or nothing was measured twice. The measurements are taken as they are, not corrected to the clock's pace,
-        since nobody's deadline is.
+        or nothing was measured twice. Latencies are those at the pace of the device's clock, as a certificate's are.
 
         Visits that follow each other share the machine's mood, so that a median over several is off by more than their
         number lets expect. What the median over as many *networks* as followed each other in time differs by between
@@ -235,13 +234,12 @@ class ProfileSet:
             latency_ms: latency by the device's clock.
             n_visits: visits that each of the two measurements is the median of, each in a session of its own.
         """
-        passes = [[row.ratio for row in rows] for rows in self._visited_again()]
-        if not passes:
+        visits = self._log_ms_of_visits
+        if not visits:
             return LEAST_REPEATABILITY
-        wanted = latency_ms / self.reference_ms
-        distances = [abs(float(np.log(np.mean(ratios) / wanted))) for ratios in passes]
-        half = np.sort(np.argsort(distances, kind="stable")[: max(1, len(passes) // 2)])  # in order of time
-        apart = np.array([math.log(passes[index][0] / passes[index][1]) for index in half])
+        distances = [abs(float(np.mean(log_ms)) - math.log(latency_ms)) for log_ms in visits]
+        half = np.sort(np.argsort(distances, kind="stable")[: max(1, len(visits) // 2)])  # in order of time
+        apart = np.array([visits[index][0] - visits[index][1] for index in half])
         size = n_visits if len(apart) >= _FEWEST_MEDIANS * n_visits else 1
         medians = np.median(np.lib.stride_tricks.sliding_window_view(apart, size), axis=1)
         return max(LEAST_REPEATABILITY, float(1.96 / _MEDIAN_OF_NORMAL * np.median(np.abs(medians))))

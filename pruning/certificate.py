@@ -56,19 +56,21 @@ class InterleavedRun:
         n_pairs: number of dense/pruned pairs.
         reference_drift: by how much the reference network ran slower than when the device was profiled,
             relative: 0.03 is 3 % slower, -0.03 is 3 % faster.
+        pace_exponent: g by which the measured ratio q was brought to the pace of the device's clock,
+            q^(1 + g log(1 + `reference_drift`)), see `latency.pace`; 0 leaves it as it was.
     """
 
     dense: LatencySpread
     pruned: LatencySpread
     n_pairs: int
     reference_drift: float
+    pace_exponent: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a run without pairs and a drift that is no number."""
+        """Refuse a run without pairs, and a drift and an exponent that are no numbers."""
         _check_positive("n_pairs", self.n_pairs)
-        require(
-            math.isfinite(self.reference_drift), "reference_drift", self.reference_drift, "a finite number"
-        )
+        for name in ("reference_drift", "pace_exponent"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,8 @@ class Certificate:
         budget_ms: latency asked for, in ms.
         dense_ms: latency of the dense network, in ms of the device's profile.
         predicted_ms: LPNet's latency for the pruned network's widths, in ms.
-        measured_ms: measured latency of the pruned network with its trained weights, in ms.
+        measured_ms: measured latency of the pruned network with its trained weights, in ms, at the pace at which
+            `dense_ms` is the dense network's.
         measured_ci_ms: confidence interval of `measured_ms`, (low, high), in ms.
         dense_accuracy: top-1 accuracy of the dense network on held-out images, in [0, 1].
         accuracy: top-1 accuracy of the pruned network on the same images, in [0, 1].

@@ -5,7 +5,7 @@ Understood are float, int, str, Any, `dict[str, …]`, `tuple[…]` and dataclas
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pruning.errors import InputError
@@ -17,21 +17,22 @@ def decode_record(record: type[Record], value: object, name: str) -> Record:
     """The dataclass `record` with its fields taken from `value`, an object parsed from JSON.
 
     Args:
-        record: a dataclass. Keys that are none of its fields are left alone.
+        record: a dataclass. Keys that are none of its fields are left alone; fields with a default may be absent, as
+            in files written before they were added.
         value: what `json.loads` gave.
         name: what to call `value` in a message.
 
     Raises:
-        InputError: a field is missing or of the wrong type; or the record itself refuses.
+        InputError: a field without a default is missing, or one is of the wrong type; or the record itself refuses.
     """
     require(isinstance(value, dict), name, value, "an object")
     assert isinstance(value, dict)
     assert is_dataclass(record)
-    names = [field.name for field in fields(record)]
-    missing = [key for key in names if key not in value]
+    missing = [field.name for field in fields(record) if field.name not in value and not _has_default(field)]
     if missing:
         raise InputError(f"{name} lacks {', '.join(missing)}.")
     hints = get_type_hints(record)
+    names = [field.name for field in fields(record) if field.name in value]
     return record(**{key: _decode(hints[key], value[key], key) for key in names})
 
 
@@ -43,6 +44,10 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise InputError(f"{name} should be {allowed}, but is {value!r}.")
+
+
+def _has_default(field: "Field[Any]") -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def _decode(expected: Any, value: Any, name: str) -> Any:

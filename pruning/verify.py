@@ -95,7 +95,7 @@ def verify_others(run: RunDirectory) -> tuple[OtherVerification, ...]:
         profile = _profile_of(name)
         measured_ms = None
         if is_here(profile):
-            measured_ms = measure_pruned(run, profile).ratio * profile.reference_ms
+            measured_ms, _ = clocked_ms(profile, measure_pruned(run, profile))
         found.append(OtherVerification(str(name), float(budget_ms), measured_ms))
     return tuple(found)
 
@@ -139,8 +139,7 @@ def measure_pruned(run: RunDirectory, profile: ProfileSet) -> PairedMeasurement:
 def measure_candidate(space: SearchSpace, widths: IntArray, profile: ProfileSet) -> tuple[float, float]:
     """Latency of a candidate on the profiled device, in ms, and the upper end of its 95 % interval.
 
-    It is measured in the number format that was profiled. Both are corrected to the pace of the device's clock, as
-    what the predictor was fitted to.
+    It is measured in the number format that was profiled.
 
     Raises:
         DeviceMismatchError: this is not the device that was profiled.
@@ -150,11 +149,21 @@ def measure_candidate(space: SearchSpace, widths: IntArray, profile: ProfileSet)
     candidate = candidate_model(space, first_channels(widths)).SerializeToString()
     dense = space.model.SerializeToString()
     measurement = measure_sessions(candidate, dense, settings, CHOOSING, title="measuring the cut")
-    measured_ms, high_ms = (
-        profile.latency_ms(ratio, measurement.reference_ms)
-        for ratio in (measurement.ratio, measurement.ratio_ci[1])
-    )
+    measured_ms, (_, high_ms) = clocked_ms(profile, measurement)
     return measured_ms, high_ms
+
+
+def clocked_ms(profile: ProfileSet, measurement: PairedMeasurement) -> tuple[float, tuple[float, float]]:
+    """A measured latency in ms of the profiled device, and its 95 % interval.
+
+    They are at the pace of the device's clock, as what the predictor was fitted to: on a shared machine a network's
+    ratio to the dense one moves with how slow both are (`latency.pace`).
+    """
+    low_ms, measured_ms, high_ms = (
+        profile.latency_ms(ratio, measurement.reference_ms)
+        for ratio in (measurement.ratio_ci[0], measurement.ratio, measurement.ratio_ci[1])
+    )
+    return measured_ms, (low_ms, high_ms)
 
 
 def require_profiled_device(profile: ProfileSet) -> DeviceSettings:
@@ -184,14 +193,14 @@ def certify(run: RunDirectory) -> Verification:
     profile = read_profile(run.file("profile.jsonl"))
     tuned = run.result("finetune", "run `trimms finetune` first")
     measurement = measure_pruned(run, profile)
-    low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
+    measured_ms, ci_ms = clocked_ms(profile, measurement)
     header = profile.header
     certificate = Certificate(
         budget_ms=tuned["budget_ms"],
         dense_ms=profile.reference_ms,
         predicted_ms=tuned["predicted_ms"],
-        measured_ms=measurement.ratio * profile.reference_ms,
-        measured_ci_ms=(low, high),
+        measured_ms=measured_ms,
+        measured_ci_ms=ci_ms,
         dense_accuracy=tuned["dense_accuracy"],
         accuracy=tuned["accuracy"],
         dense_macs=tuned["dense_macs"],
@@ -241,8 +250,7 @@ def verify(run: RunDirectory) -> Verification:
 def _verification(
     certificate: Certificate, measurement: PairedMeasurement, profile: ProfileSet
 ) -> Verification:
-    measured_ms = measurement.ratio * profile.reference_ms
-    low, high = (bound * profile.reference_ms for bound in measurement.ratio_ci)
+    measured_ms, (low, high) = clocked_ms(profile, measurement)
     certified_low, certified_high = certificate.measured_ci_ms
     apart = repeatability(profile, certificate.measured_ms)
     slack = apart * certificate.measured_ms
@@ -263,4 +271,5 @@ def _interleaved(measurement: PairedMeasurement, profile: ProfileSet) -> Interle
         pruned=LatencySpread(measurement.candidate_ms, measurement.candidate_p90_ms),
         n_pairs=measurement.n_pairs,
         reference_drift=measurement.reference_ms / profile.reference_ms - 1,
+        pace_exponent=profile.pace_exponent,
     )

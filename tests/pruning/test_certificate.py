@@ -178,6 +178,14 @@ def test_names_the_damaged_field(written, changes, complaint):
     assert "\n" not in str(caught.value)
 
 
+def test_reads_certificates_from_before_latencies_were_brought_to_the_clocks_pace(written):
+    document = json.loads(written.read_text(encoding="utf-8"))
+    del document["interleaved"]["pace_exponent"]
+    written.write_text(json.dumps(document), encoding="utf-8")
+
+    assert Certificate.read(written).interleaved.pace_exponent == 0.0
+
+
 def test_names_missing_fields(written):
     document = json.loads(written.read_text(encoding="utf-8"))
     del document["measured_ms"], document["seeds"]
