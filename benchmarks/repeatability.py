@@ -29,10 +29,10 @@ from latency.errors import MeasurementError
 from latency.grid import Grid
 from latency.measure import PairedMeasurement
 from latency.pace import pace_exponent
-from latency.profiles import half_width, visit_stderr
 from latency.profiling import PROFILING_PROTOCOL, ProfilePlan, passes_needed
 from latency.sampling import sample_widths
 from latency.space import SearchSpace
+from latency.visits import half_width, visit_stderr
 from latency.worker import Worker, WorkerSetup
 from pruning.cli_options import parse_input_shape, percent
 from pruning.export import dense_model, write_onnx

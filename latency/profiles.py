@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,14 @@ from latency.errors import InputError, ProfileError
 from latency.pace import at_clocks_pace, pace_exponent
 from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
 from latency.structure import IntArray
+from latency.visits import LEAST_REPEATABILITY, half_width, repeatability, visit_stderr
 
 FloatArray = npt.NDArray[np.float64]
 Round = tuple[tuple[int, ...], ...]
 # Rows whose reference medians make the device's clock: some 10 s of measuring, longer than most disturbances.
 REFERENCE_ROWS = 50
-LEAST_REPEATABILITY = 0.01
-"""Where a session's memory lies moves a network's latency by about this share, however quiet the device."""
-# Median of |x|, x standard normal.
-_MEDIAN_OF_NORMAL = 0.6745
 # Networks measured twice that it takes to say how far visits lie apart.
 _FEWEST_VISITS = 10
-# Medians over networks visited one after the other that it takes to say how far such medians lie apart.
-_FEWEST_MEDIANS = 4
 # Rows in a window of the reference's running median.
 _DRIFT_WINDOW = 10
 
@@ -222,13 +217,9 @@ class ProfileSet:
     def repeatability(self, latency_ms: float, n_visits: int = 1) -> float:
         """How far two measurements of a network of about this latency lie apart, minutes apart, on this device.
 
-        Relative; 95 % are closer, if the differences are normal: 1.96 / 0.6745 times the median difference of the first
-        two passes, over the half of the candidates whose latency is nearest; `LEAST_REPEATABILITY` where that is less,
-        or nothing was measured twice. Latencies are those at the pace of the device's clock, as a certificate's are.
-
-        Visits that follow each other share the machine's mood, so that a median over several is off by more than their
-        number lets expect. What the median over as many *networks* as followed each other in time differs by between
-        the passes tells by how much (ours); of fewer than `_FEWEST_MEDIANS` such medians a single visit counts.
+        Relative; 95 % are closer. From the half of the candidates whose latency is nearest; `LEAST_REPEATABILITY` where
+        nothing was measured twice. Latencies are those at the pace of the device's clock, as a certificate's are. See
+        `latency.visits.repeatability`.
 
         Args:
             latency_ms: latency by the device's clock.
@@ -239,10 +230,7 @@ class ProfileSet:
             return LEAST_REPEATABILITY
         distances = [abs(float(np.mean(log_ms)) - math.log(latency_ms)) for log_ms in visits]
         half = np.sort(np.argsort(distances, kind="stable")[: max(1, len(visits) // 2)])  # in order of time
-        apart = np.array([visits[index][0] - visits[index][1] for index in half])
-        size = n_visits if len(apart) >= _FEWEST_MEDIANS * n_visits else 1
-        medians = np.median(np.lib.stride_tricks.sliding_window_view(apart, size), axis=1)
-        return max(LEAST_REPEATABILITY, float(1.96 / _MEDIAN_OF_NORMAL * np.median(np.abs(medians))))
+        return repeatability([visits[index] for index in half], n_visits)
 
     @property
     def _log_ms_of_visits(self) -> list[FloatArray]:
@@ -295,49 +283,6 @@ class ProfileSet:
         lines = [self.header.to_json(), *(row.to_json() for row in self.rows), self.fixed_reference_ms]
         text = "\n".join(json.dumps(line, sort_keys=True) for line in lines)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def visit_stderr(log_ms: Sequence[FloatArray]) -> float:
-    """Standard error of one visit to a network, from how far its earlier and later visits lie apart.
-
-    Visits that follow each other may share the machine's mood. What the means of the earlier n₁ and the later n₂ of a
-    network's visits differ by, over √(1/n₁ + 1/n₂), is the standard error of one; where a mood lasts, it is larger than
-    what neighbouring visits show, as averages over several then are less certain. The median over all networks counts,
-    which outliers do not move.
-
-    Args:
-        log_ms: logarithms of each network's latencies in order of time, two or more each.
-    """
-    return float(np.median(_visits_apart(log_ms))) / _MEDIAN_OF_NORMAL
-
-
-def half_width(log_ms: Sequence[FloatArray], n_visits: int) -> float:
-    """Half of the 95 % interval of the middle of so many visits to a network, from other networks' visits.
-
-    The median of three visits and more is as certain as the bulk of the visits says (√(π / 2n) of `visit_stderr`):
-    outliers do not move it. The mean of one or two they do move, so there what 95 % of the visits lie apart by counts
-    as it is, with the rank that covers 95 % of further ones whatever the distribution (as in split conformal
-    prediction: Lei et al., Distribution-free predictive inference for regression, 2018; its use here is ours).
-
-    Args:
-        log_ms: as for `visit_stderr`.
-        n_visits: how many visits.
-    """
-    if n_visits >= 3:
-        return 1.96 * math.sqrt(math.pi / 2 / n_visits) * visit_stderr(log_ms)
-    apart = np.sort(_visits_apart(log_ms))
-    rank = min(len(apart), math.ceil(0.95 * (len(apart) + 1)))
-    return float(apart[rank - 1]) / math.sqrt(n_visits)
-
-
-def _visits_apart(log_ms: Sequence[FloatArray]) -> FloatArray:
-    """How far each network's earlier and later visits lie apart, as a standard error of one visit."""
-    apart = []
-    for visits in log_ms:
-        early, late = visits[: len(visits) // 2], visits[len(visits) // 2 :]
-        per_visit = math.sqrt(1 / len(early) + 1 / len(late))
-        apart.append(abs(float(np.mean(early) - np.mean(late))) / per_visit)
-    return np.array(apart)
 
 
 def read_profile(path: Path) -> ProfileSet:

@@ -34,7 +34,7 @@ LAYERS = {
             ),
             *("processes", "providers", "quantisation", "session", "sessions", "timing"),
         ),
-        ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "worker"),
+        ("bench", "journal", "pace", "profile_rows", "profiles", "profiling", "sampling", "visits", "worker"),
         (
             *("_physics", "_residual", "active", "adaptive", "encoding", "fitting", "lpnet", "lpnet_export"),
             *("grid_tables", "lpnet_files", "predictor", "tabulated"),

@@ -13,14 +13,12 @@ from latency.measure import PairedMeasurement, Protocol
 from latency.probe import ProbePoint, ProbeResult, Staircase
 from latency.profile_rows import ProfileHeader, ProfileRow
 from latency.profiles import (
-    LEAST_REPEATABILITY,
     REFERENCE_ROWS,
     ProfileSet,
-    half_width,
     parse_profile,
     read_profile,
-    visit_stderr,
 )
+from latency.visits import LEAST_REPEATABILITY
 
 PROBE = ProbeResult(
     ChannelStep(16, 4), (Staircase("depthwise", 56, (ProbePoint(64, 1.0, 0.01, 0.3),), 4, 4),), 2.5
@@ -148,28 +146,6 @@ def test_repeatability_is_that_of_networks_about_as_fast() -> None:
     assert ProfileSet(HEADER, tuple(twice((8, 8), 1.0, 0.0))).repeatability(1.0) == LEAST_REPEATABILITY
 
 
-@pytest.mark.parametrize(("mood_lasts", "expected"), [(1, 0.42), (40, 1.0)])
-def test_several_visits_repeat_better_unless_they_share_a_mood(mood_lasts: int, expected: float) -> None:
-    """The median of eight independent visits scatters by 0.42 of one (√(π / 16) of many), within a mood as one does."""
-    rng = np.random.default_rng(0)
-    n = 4000
-    visits = [0.02 * np.repeat(rng.standard_normal(n // mood_lasts), mood_lasts) for _ in range(2)]
-    rows = [
-        _row((index, 1), 0.5 * math.exp(visits[pass_index][index]), pass_index=pass_index)
-        for pass_index in (0, 1)
-        for index in range(n)
-    ]
-    profile = ProfileSet(HEADER, tuple(rows), fixed_reference_ms=1.0)
-
-    single, eight = (profile.repeatability(0.5, n_visits) for n_visits in (1, 8))
-
-    assert single == pytest.approx(1.96 * 0.02 * math.sqrt(2), rel=0.05)
-    assert eight / single == pytest.approx(expected, rel=0.15)
-    assert ProfileSet(HEADER, tuple(rows[:31] + rows[n : n + 31])).repeatability(0.5, 8) == pytest.approx(
-        ProfileSet(HEADER, tuple(rows[:31] + rows[n : n + 31])).repeatability(0.5)
-    )
-
-
 def test_latencies_are_those_at_the_pace_of_the_clock() -> None:
     rng = np.random.default_rng(0)
     rows = []
@@ -238,30 +214,6 @@ def test_a_visit_whose_pairs_scatter_more_is_less_certain() -> None:
     stderr = ProfileSet(HEADER, tuple(rows)).arrays("train").relative_stderr
     assert stderr[:-1] == pytest.approx(0.01)
     assert stderr[-1] == pytest.approx(math.sqrt((0.03**2 + 0.01**2) / 2))
-
-
-def test_a_mood_that_lasts_makes_averages_less_certain() -> None:
-    rng = np.random.default_rng(0)
-    alone = 0.01 * rng.standard_normal((400, 8))
-    moods = np.repeat(0.01 * rng.standard_normal((400, 2)), 4, axis=1)
-
-    assert visit_stderr(list(alone)) == pytest.approx(0.01, rel=0.2)
-    assert visit_stderr(list(alone + moods)) == pytest.approx(0.01 * math.sqrt(1 + 4), rel=0.25)
-
-
-@pytest.mark.parametrize("n_visits", [1, 2, 8])
-@pytest.mark.parametrize("heavy_tails", [False, True])
-def test_half_widths_cover_also_where_there_are_outliers(n_visits: int, heavy_tails: bool) -> None:
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(200):
-        visits = rng.standard_t(3, (40, 16)) if heavy_tails else rng.standard_normal((40, 16))
-        known, first, again = visits[:20, :8], visits[20:, :n_visits], visits[20:, 8 : 8 + n_visits]
-        apart = np.abs(np.median(first, axis=1) - np.median(again, axis=1))
-        half = half_width(list(known[:, : max(2, n_visits)]), n_visits)
-        covered.append(np.mean(apart <= math.sqrt(2) * half))
-
-    assert 0.92 <= np.mean(covered) <= 0.98
 
 
 def test_a_profile_says_what_a_measurement_is_worth() -> None:
