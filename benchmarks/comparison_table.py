@@ -64,7 +64,7 @@ def _measured_together(
             title=f"{ground.workload.name}: {len(files)} networks",
         )
         rows = {
-            folder.name: clocked_ms(profile, measurement)
+            folder.name: clocked_ms(profile.clock, measurement)
             for folder, measurement in zip(folders, measurements, strict=True)
         }
         record = {"networks": digest, "measured_ms": rows}

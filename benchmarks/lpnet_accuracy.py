@@ -250,7 +250,7 @@ def judged_networks(found: ProfileSet, train: ProfileSet, n_passes: int) -> Judg
     passes: dict[tuple[int, ...], list[float]] = {}
     for row in found.ok_rows:
         if row.split == "held_out" and row.widths not in seen:
-            passes.setdefault(row.widths, []).append(found.latency_ms(row.ratio, row.reference_ms))
+            passes.setdefault(row.widths, []).append(found.clock.latency_ms(row.ratio, row.reference_ms))
     complete = {widths: all_ms[:n_passes] for widths, all_ms in passes.items() if len(all_ms) >= n_passes}
     measured_ms = np.array(list(complete.values()))
     latency_ms = measured_ms.mean(axis=1)
@@ -285,7 +285,7 @@ def _measured_ms(worker: Worker, train: ProfileSet, widths: Sequence[int]) -> fl
     result = worker.measure(tuple(widths))
     if result.measurement is None:
         raise MeasurementError(f"widths {list(widths)} could not be measured: {result.error}")
-    return train.latency_ms(result.measurement.ratio, result.measurement.reference_ms)
+    return train.clock.latency_ms(result.measurement.ratio, result.measurement.reference_ms)
 
 
 def _covered(fitted: FitResult, judged: Judged) -> float:

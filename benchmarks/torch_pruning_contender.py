@@ -86,7 +86,7 @@ def _tried(bench: Workbench, pruning: TorchPruning, budget_ms: float, aim_ms: fl
     def measure(network: nn.Module) -> tuple[float, float]:
         model = dense_model(_space(bench, network), network).SerializeToString()
         found = _measured(bench, model, CHOOSING)
-        measured_ms, (_, high_ms) = clocked_ms(bench.profile, found)
+        measured_ms, (_, high_ms) = clocked_ms(bench.profile.clock, found)
         return measured_ms, high_ms
 
     tried = try_ratios(pruning.at, measure, budget_ms, aim_ms)
@@ -106,7 +106,7 @@ def _made(bench: Workbench, configuration: Configuration, network: nn.Module, ch
     require_same_outputs(network, model)
     write_onnx(model, run.file("pruned.onnx"))
     save_weights(network, run.file("pruned.safetensors"))
-    certified_ms, _ = clocked_ms(bench.profile, _measured(bench, model.SerializeToString(), VERIFYING))
+    certified_ms, _ = clocked_ms(bench.profile.clock, _measured(bench, model.SerializeToString(), VERIFYING))
     return _Made(network, space, history, certified_ms)
 
 

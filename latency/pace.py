@@ -10,7 +10,7 @@ m = log(reference's latency then / by the device's clock), the simplest law that
 Profiles of MobileNetV2 and ResNet-56 on a busy machine gave g = 0.27 to 0.48. Corrected, two measurements differed by
 a third less, and LPNet's error fell with them (2.1 to 1.8 %, 1.1 to 0.8 %); on ResNet-18 at 32 px, whose weights do not
 fit the caches, g was not found different from 0.
-The form and the estimate are ours.
+The form and the estimate are ours. `latency.clock` applies it.
 """
 
 from collections.abc import Sequence
@@ -48,11 +48,6 @@ def pace_exponent(ratios: Sequence[FloatArray], paces: Sequence[FloatArray]) -> 
     if gain.mean() < gain.std() / np.sqrt(len(gain)):
         return 0.0
     return _slope(x, y)
-
-
-def at_clocks_pace(ratio: float, pace: float, exponent: float) -> float:
-    """The ratio as it would be at the pace of the device's clock, m = 0."""
-    return float(ratio ** (1.0 + exponent * pace))
 
 
 def _slope(x: FloatArray, y: FloatArray) -> float:

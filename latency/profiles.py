@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latency.clock import Clock
 from latency.errors import InputError, ProfileError
-from latency.pace import at_clocks_pace, pace_exponent
+from latency.pace import pace_exponent
 from latency.profile_rows import ProfileHeader, ProfileRow, RowKey, Split
 from latency.structure import IntArray
 from latency.visits import LEAST_REPEATABILITY, half_width, repeatability, visit_stderr
@@ -140,15 +141,10 @@ class ProfileSet:
         paces = [np.array([self._pace(row) for row in rows]) for rows in visits]
         return pace_exponent(ratios, paces)
 
-    def latency_ms(self, ratio: float, reference_ms: float) -> float:
-        """A measured ratio as latency at the pace of the device's clock.
-
-        Args:
-            ratio: a network's latency over the reference's.
-            reference_ms: the reference's at the time.
-        """
-        pace = math.log(reference_ms / self.reference_ms)
-        return self.reference_ms * at_clocks_pace(ratio, pace, self.pace_exponent)
+    @property
+    def clock(self) -> Clock:
+        """What turns measured ratios into milliseconds of the device."""
+        return Clock(self.reference_ms, self.pace_exponent)
 
     def arrays(self, split: Split) -> ProfileArrays:
         """The split's candidates that were measured, in the order of their first measurement.
@@ -253,7 +249,7 @@ class ProfileSet:
         return math.log(row.reference_ms / self.reference_ms)
 
     def _settled_ms(self, row: ProfileRow) -> float:
-        return self.latency_ms(row.ratio, row.reference_ms)
+        return self.clock.latency_ms(row.ratio, row.reference_ms)
 
     @property
     def reference_drift(self) -> ReferenceDrift:

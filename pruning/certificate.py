@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+from latency.clock import Clock
 from pruning.errors import InputError
 from pruning.files import file_sha256, write_atomically
 from pruning.records import decode_record, require
@@ -174,6 +175,11 @@ class Certificate:
         missing = [name for name in CERTIFIED_FILES if name not in self.sha256]
         require(not missing, "sha256", sorted(self.sha256), f"a hash of {', '.join(missing)} as well")
         require(_is_utc(self.created), "created", self.created, "an ISO 8601 time in UTC")
+
+    @property
+    def clock(self) -> Clock:
+        """What turns measured ratios into milliseconds as they are certified."""
+        return Clock(self.dense_ms, self.interleaved.pace_exponent)
 
     @property
     def within_budget(self) -> bool:

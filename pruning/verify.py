@@ -6,6 +6,7 @@ from pathlib import Path
 import onnxruntime
 
 from latency.candidate import candidate_model, first_channels
+from latency.clock import Clock
 from latency.device import DeviceFingerprint, DeviceSettings, fingerprint
 from latency.errors import DeviceMismatchError
 from latency.measure import PairedMeasurement, Protocol
@@ -95,7 +96,7 @@ def verify_others(run: RunDirectory) -> tuple[OtherVerification, ...]:
         profile = _profile_of(name)
         measured_ms = None
         if is_here(profile):
-            measured_ms, _ = clocked_ms(profile, measure_pruned(run, profile))
+            measured_ms, _ = clocked_ms(profile.clock, measure_pruned(run, profile))
         found.append(OtherVerification(str(name), float(budget_ms), measured_ms))
     return tuple(found)
 
@@ -149,18 +150,18 @@ def measure_candidate(space: SearchSpace, widths: IntArray, profile: ProfileSet)
     candidate = candidate_model(space, first_channels(widths)).SerializeToString()
     dense = space.model.SerializeToString()
     measurement = measure_sessions(candidate, dense, settings, CHOOSING, title="measuring the cut")
-    measured_ms, (_, high_ms) = clocked_ms(profile, measurement)
+    measured_ms, (_, high_ms) = clocked_ms(profile.clock, measurement)
     return measured_ms, high_ms
 
 
-def clocked_ms(profile: ProfileSet, measurement: PairedMeasurement) -> tuple[float, tuple[float, float]]:
-    """A measured latency in ms of the profiled device, and its 95 % interval.
+def clocked_ms(clock: Clock, measurement: PairedMeasurement) -> tuple[float, tuple[float, float]]:
+    """A measured latency in ms of a device, and its 95 % interval.
 
     They are at the pace of the device's clock, as what the predictor was fitted to: on a shared machine a network's
-    ratio to the dense one moves with how slow both are (`latency.pace`).
+    ratio to the dense one moves with how slow both are.
     """
     low_ms, measured_ms, high_ms = (
-        profile.latency_ms(ratio, measurement.reference_ms)
+        clock.latency_ms(ratio, measurement.reference_ms)
         for ratio in (measurement.ratio_ci[0], measurement.ratio, measurement.ratio_ci[1])
     )
     return measured_ms, (low_ms, high_ms)
@@ -193,7 +194,7 @@ def certify(run: RunDirectory) -> Verification:
     profile = read_profile(run.file("profile.jsonl"))
     tuned = run.result("finetune", "run `trimms finetune` first")
     measurement = measure_pruned(run, profile)
-    measured_ms, ci_ms = clocked_ms(profile, measurement)
+    measured_ms, ci_ms = clocked_ms(profile.clock, measurement)
     header = profile.header
     certificate = Certificate(
         budget_ms=tuned["budget_ms"],
@@ -250,7 +251,7 @@ def verify(run: RunDirectory) -> Verification:
 def _verification(
     certificate: Certificate, measurement: PairedMeasurement, profile: ProfileSet
 ) -> Verification:
-    measured_ms, (low, high) = clocked_ms(profile, measurement)
+    measured_ms, (low, high) = clocked_ms(certificate.clock, measurement)
     certified_low, certified_high = certificate.measured_ci_ms
     apart = repeatability(profile, certificate.measured_ms)
     slack = apart * certificate.measured_ms

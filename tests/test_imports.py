@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # has one for all its modules.
 LAYERS = {
     "latency": (
-        ("errors", "metrics", "structure"),
+        ("clock", "errors", "metrics", "structure"),
         (
             *("channels", "graph", "labels", "layer_rules", "layer_views", "layout_rules"),
             *("operators", "propagation", "removal"),

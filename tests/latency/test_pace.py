@@ -1,7 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
-from latency.pace import at_clocks_pace, pace_exponent
+from latency.clock import Clock
+from latency.pace import pace_exponent
 
 
 def measured_twice(exponent: float, *, n: int = 60, noise: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +25,7 @@ def test_the_exponent_is_found_and_corrects(exponent: float) -> None:
     assert found == pytest.approx(exponent, abs=0.05)
     corrected = np.array(
         [
-            [at_clocks_pace(q, m, found) for q, m in zip(*pair, strict=True)]
+            [Clock(1.0, found).latency_ms(q, math.exp(m)) for q, m in zip(*pair, strict=True)]
             for pair in zip(ratios, paces, strict=True)
         ]
     )
@@ -41,11 +44,6 @@ def test_where_pace_says_nothing_nothing_is_corrected() -> None:
     ratios, paces = measured_twice(0.0, noise=0.02)
 
     assert pace_exponent(ratios, paces) == 0.0
-    assert at_clocks_pace(0.5, 0.3, 0.0) == 0.5
-
-
-def test_the_reference_itself_is_left_alone() -> None:
-    assert at_clocks_pace(1.0, 0.3, 0.4) == 1.0
 
 
 def test_a_few_pairs_say_nothing() -> None:
