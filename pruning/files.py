@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, or grow by whole lines."""
 
 import contextlib
 import errno
@@ -25,6 +25,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(_storage_message(path, len(content), error)) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the file `path`, which need not be there yet.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    content = (line + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(content)
     except OSError as error:
         raise StorageError(_storage_message(path, len(content), error)) from error
 

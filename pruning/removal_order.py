@@ -15,7 +15,7 @@ import contextlib
 import copy
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
 from pruning.models import class_scores
 from pruning.precision import Precision
+from pruning.remembered import Loss
 from pruning.training import distillation_loss
 
 STEPS_PER_GROUP = 8
@@ -43,9 +44,6 @@ _LEAST_RISE = 1e-5
 
 _LEAST_APART = 0.01
 """Difference in worth between two steps at least; within a step it is less."""
-
-Loss = Callable[[IntArray], float]
-"""Rise of the loss at width vectors, [n_groups], the best channels of each group kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def removal_path(
     """Take the cheapest step again and again until the predicted latency is at most `floor_ms`, or none is left.
 
     Args:
-        loss: what to keep low.
+        loss: what to keep low: its rise at width vectors, the best channels of each group kept.
         space: the search space.
         grid: allowed widths.
         predict_ms: latency of width vectors.

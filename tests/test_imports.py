@@ -51,7 +51,7 @@ LAYERS = {
         ("models", "trace", "weights"),
         ("data",),
         ("accuracy", "distributed", "precision"),
-        ("training", "training_state"),
+        ("remembered", "training", "training_state"),
         ("finetune", "gates"),
         ("sensitivity",),
         ("budget", "correction", "knapsack", "module_changes", "objective", "plan", "splits", "surgery"),

@@ -1,5 +1,7 @@
 """The search that methods with gates share: gates trained with the network under the latency term."""
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +16,11 @@ from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
 from pruning.objective import BudgetSchedule, HeldBudget, LatencyTerm, LogLatency, settled_scores
+from pruning.remembered import remembered
 from pruning.removal_order import distillation_rise, removal_path, shown, worth_along
 from pruning.sensitivity import gate_costs
 from pruning.training import TrainingHistory, train
+from pruning.training_state import weights_digest
 
 LARGEST_GRADIENT = 1.0
 """Largest norm of the gradient of each of the gates' parameters (ours)."""
@@ -142,10 +146,25 @@ def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
     rise = distillation_rise(
         gated, costs, space, job.task, n_images=WORTH_IMAGES, temperature=WORTH_TEMPERATURE
     )
+    if job.checkpoint is not None:
+        rise = remembered(rise, job.checkpoint.with_name(f"rises-{_key_of_rises(job, costs)}.jsonl"))
     predict_ms, floor_ms = job.device.predict_ms(budget_ms), WORTH_FLOOR * job.device.aim_ms(budget_ms)
     with shown(rise, title) as loss:
         path = removal_path(loss, space, job.device.grid, predict_ms, floor_ms)
     return worth_along(path, costs, space)
+
+
+def _key_of_rises(job: SearchJob, costs: Tensor) -> str:
+    """Hash of what decides the rise of the loss at given widths: the same for all budgets and devices."""
+    decide = [
+        weights_digest(job.network),
+        job.task.record(),
+        WORTH_IMAGES,
+        WORTH_TEMPERATURE,
+        torch.__version__,
+    ]
+    content = json.dumps(decide, sort_keys=True).encode() + costs.cpu().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def limit_gradients_(gates: SearchedGates) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from latency.grid import Grid
 from latency.space import SearchSpace
+from latency.structure import IntArray
 from pruning.budget import Choice, FloatArray, cut_with_shift
 from pruning.criteria.base import SearchJob
-from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
+from pruning.criteria.gate_search import BudgetObjective, gate_worth, limit_gradients_
 from pruning.criteria.wgates import WGates
 from pruning.data import ImageTask
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, HeldBudget
+from pruning.remembered import Loss
+from pruning.removal_order import distillation_rise
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
 
@@ -153,6 +157,42 @@ def test_a_resumed_search_starts_from_the_same_worth(
 
     assert torch.equal(again, first)
     assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
+
+
+def test_an_interrupted_order_and_another_budget_find_the_losses_again(
+    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_computed = 0
+
+    def counted(*arguments: Any, **named: Any) -> Loss:
+        rise = distillation_rise(*arguments, **named)
+
+        def one(widths: IntArray) -> float:
+            nonlocal n_computed
+            n_computed += 1
+            if n_computed == 4:
+                raise KeyboardInterrupt
+            return rise(widths)
+
+        return one
+
+    def worth(budget_share: float, checkpoint: Path | None) -> Tensor:
+        job = make_job(budget_share=budget_share, checkpoint=checkpoint)
+        gates = WGates(job.network, job.space)
+        return gate_worth(GatedNetwork(job.network, job.space, gates, job.device.grid), job)
+
+    alone = worth(0.6, None)
+    monkeypatch.setattr("pruning.criteria.gate_search.distillation_rise", counted)
+
+    with pytest.raises(KeyboardInterrupt):
+        worth(0.6, tmp_path / "state-0.safetensors")
+    torch.testing.assert_close(worth(0.6, tmp_path / "state-0.safetensors"), alone, rtol=0, atol=0)
+    n_lines = sum(len(file.read_text().splitlines()) for file in tmp_path.glob("rises-*.jsonl"))
+    assert n_computed == n_lines + 1  # the interrupted one
+    n_before = n_computed
+    worth(0.7, tmp_path / "state-1.safetensors")  # ends earlier on the same way
+
+    assert n_computed == n_before
 
 
 def test_no_group_is_pulled_much_faster_than_the_others() -> None:
