@@ -151,10 +151,9 @@ def main(
     data = {name: path for name, path in (("cifar10", cifar10), ("imagenette", imagenette)) if path}
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    device = ""
-    for workload in workloads:
-        ground = Ground(WORKLOADS[workload], Places(data, weights), runs)
-        device = ground.device
+    grounds = [Ground(WORKLOADS[workload], Places(data, weights), runs) for workload in workloads]
+    for ground in grounds:
+        workload = ground.workload.name
         if not only_table:
             for configuration in selected(workload, methods, budgets, seeds, ablations, epochs):
                 if not only_list:
@@ -164,7 +163,7 @@ def main(
             rows += [row_of(measured, ground.device) for measured in measure_all(ground, runs)]
     if only_list:
         return
-    click.echo(table(rows if no_results else write_rows(rows, device)))
+    click.echo(table(rows if no_results else write_rows(rows, grounds[0].device)))
     if failures:
         raise click.ClickException("; ".join(failures))
 

@@ -51,7 +51,7 @@ def _measured_together(
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     files = [folder / "pruned.onnx" for folder in folders]
     base, profile = ground.shared.run.file("base.onnx"), ground.shared.profile
-    content = [profile.digest, repr(profile.pace_exponent), *(file_sha256(file) for file in [base, *files])]
+    content = [profile.digest, str(profile.clock), *(file_sha256(file) for file in [base, *files])]
     digest = hashlib.sha256(" ".join(content).encode()).hexdigest()
     path = ground.folder / MEASURED_FILE
     record = json.loads(path.read_text()) if path.is_file() else {}

@@ -141,7 +141,7 @@ class ProfileSet:
         paces = [np.array([self._pace(row) for row in rows]) for rows in visits]
         return pace_exponent(ratios, paces)
 
-    @property
+    @functools.cached_property
     def clock(self) -> Clock:
         """What turns measured ratios into milliseconds of the device."""
         return Clock(self.reference_ms, self.pace_exponent)

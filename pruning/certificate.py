@@ -226,8 +226,8 @@ class Certificate:
     @classmethod
     def _from_json(cls, document: Any) -> Self:
         # The version comes first: a file of another version would otherwise be called damaged field by field.
-        if isinstance(document, dict) and "format_version" in document:
-            version = document["format_version"]
+        if isinstance(document, dict):
+            version = document.get("format_version")
             require(version == FORMAT_VERSION, "format_version", version, f"{FORMAT_VERSION}")
         certificate: Self = decode_record(cls, document, "the document")
         for name in ("within_budget", "speedup"):

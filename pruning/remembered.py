@@ -46,7 +46,8 @@ def remembered(loss: Loss, path: Path) -> Loss:
 def _read(path: Path) -> dict[tuple[int, ...], float]:
     if not path.is_file():
         return {}
-    whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    # What is no UTF-8 is no number either, and refused with its line.
+    whole, newline, torn = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     if torn and is_first():  # a process was killed while it wrote
         write_atomically(path, (whole + newline).encode())
     known = {}

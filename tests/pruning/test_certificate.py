@@ -189,6 +189,15 @@ def test_reads_certificates_from_before_latencies_were_brought_to_the_clocks_pac
     assert certificate.clock == Clock(certificate.dense_ms, 0.0)
 
 
+def test_refuses_a_file_that_does_not_say_its_version(written):
+    document = json.loads(written.read_text(encoding="utf-8"))
+    del document["format_version"]
+    written.write_text(json.dumps(document), encoding="utf-8")
+
+    with pytest.raises(InputError, match="format_version should be 1, but is None"):
+        Certificate.read(written)
+
+
 def test_names_missing_fields(written):
     document = json.loads(written.read_text(encoding="utf-8"))
     del document["measured_ms"], document["seeds"]

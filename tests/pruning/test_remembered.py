@@ -48,11 +48,13 @@ def test_a_line_that_a_kill_cut_short_is_computed_again(tmp_path: Path) -> None:
     assert loss.n_computed == 4
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"loss": 0.5}', '{"widths": "ab", "loss": 0.5}', "[1, 2]"])
+@pytest.mark.parametrize(
+    "line", ["nonsense", '{"loss": 0.5}', '{"widths": "ab", "loss": 0.5}', "[1, 2]", "\xff"]
+)
 def test_a_damaged_file_is_refused_with_the_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "rises.jsonl"
     asked(remembered(Counted(), path), (16, 32))
-    path.write_text(path.read_text() + line + "\n")
+    path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n")
 
     with pytest.raises(CheckpointError, match=r"rises\.jsonl' is damaged in line 2; delete it"):
         remembered(Counted(), path)
