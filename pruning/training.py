@@ -37,8 +37,9 @@ class TrainingConfig:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step.
-        learning_rate: highest learning rate; reached after `warm_up`, then falls to 0 along a cosine.
+        learning_rate: highest learning rate; reached after `warm_up`.
         warm_up: share of the steps during which the learning rate rises.
+        falls: whether it then falls to 0 along a cosine, or stays: a search leaves the fall to the fine-tuning.
         momentum: of SGD with Nesterov's momentum.
         weight_decay: of weights; not of biases, norms or gates.
         largest_gradient: norm to which the gradient of all the network's weights together is bounded. Trained
@@ -54,6 +55,7 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 0.05
     warm_up: float = 0.15
+    falls: bool = True
     momentum: float = 0.9
     weight_decay: float = 5e-4
     largest_gradient: float = 1.0
@@ -78,7 +80,13 @@ class TrainingConfig:
         """Learning rate at a share of the training, relative to the highest."""
         if progress < self.warm_up:
             return max(progress / self.warm_up, 0.02)
+        if not self.falls:
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+
+    def travel(self, n_steps: int) -> float:
+        """How far a parameter whose gradient is 1 throughout moves in so many steps, at a highest rate of 1."""
+        return sum(self.factor(step / n_steps) for step in range(n_steps)) / (1 - self.momentum)
 
 
 _PROCESS_SEEDS = 1_000_003

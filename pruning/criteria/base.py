@@ -54,12 +54,17 @@ class SearchOptions:
             raise SettingError(f"--latency-term is one of {', '.join(TERMS)}; got '{self.latency_term}'.")
 
     def training(self, epochs: int, seed: int) -> TrainingConfig:
-        """How a network is trained for so many epochs of the search."""
+        """How a network is trained for so many epochs of the search.
+
+        The learning rate does not fall: the fine-tuning begins where the search ends, and a rate that fell to 0
+        and came back would undo what the fall had gained.
+        """
         return TrainingConfig(
             epochs=epochs,
             learning_rate=self.lr,
             batch_size=self.batch_size,
             distillation=self.distillation,
+            falls=False,
             seed=seed,
         )
 

@@ -180,8 +180,8 @@ def steering(config: TrainingConfig, n_steps: int) -> tuple[int, float]:
     λ = δ T s after a share s of the training moves γ by δ T s² / 2 · Σ lr / (1 − momentum); at s = ½ that is to be 1.
     """
     n_updates = max(1, min(N_UPDATES, n_steps // LEAST_STEPS))
-    travel = sum(config.learning_rate * config.factor(step / n_steps) for step in range(n_steps))
-    return n_updates, max(STEP, 8 * (1 - config.momentum) / (n_updates * max(travel, 1e-12)))
+    travel = config.learning_rate * config.travel(n_steps)
+    return n_updates, max(STEP, 8 / (n_updates * max(travel, 1e-12)))
 
 
 def importance(space: SearchSpace, network: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ from pruning.objective import BudgetSchedule, HeldBudget, LatencyTerm, LogLatenc
 from pruning.remembered import remembered
 from pruning.removal_order import distillation_rise, removal_path, shown, worth_along
 from pruning.sensitivity import gate_costs
-from pruning.training import TrainingHistory, train
+from pruning.training import TrainingConfig, TrainingHistory, train
 from pruning.training_state import weights_digest
 
 LARGEST_GRADIENT = 1.0
@@ -102,14 +102,20 @@ def search_with_gates(job: SearchJob, gates: SearchedGates, *, travel: float | N
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
     travel = SCORE_TRAVEL[job.options.latency_term] if travel is None else travel
-    history = train_gates(job, gated, gates, _term(job), job.options.epochs, travel)
+    config = job.options.training(job.options.epochs, job.seed)
+    history = train_gates(job, gated, gates, _term(job), config, travel)
     with torch.no_grad():
         gated.gate_values()
     return SearchResult(finite(settled_scores(gated)).numpy(), history)
 
 
 def train_gates(
-    job: SearchJob, gated: GatedNetwork, gates: SearchedGates, term: LatencyTerm, epochs: int, travel: float
+    job: SearchJob,
+    gated: GatedNetwork,
+    gates: SearchedGates,
+    term: LatencyTerm,
+    config: TrainingConfig,
+    travel: float,
 ) -> TrainingHistory:
     """Train a gated network under a latency term, in place.
 
@@ -118,14 +124,12 @@ def train_gates(
         gated: its network with the gates.
         gates: the gates.
         term: the latency term.
-        epochs: passes over the training images.
+        config: how to train.
         travel: how far a parameter of the gates whose gradient is 1 throughout moves, however short the training.
     """
     limit_gradients_(gates)
-    config = job.options.training(epochs, job.seed)
     n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
-    # Momentum sums up 1 / (1 - momentum) gradients; the learning rate's mean is half of its highest.
-    gate_lr = travel * (1 - config.momentum) / (0.5 * n_steps)
+    gate_lr = travel / config.travel(n_steps)
     return train(
         gated,
         job.task,

@@ -161,6 +161,27 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert factors[100] == pytest.approx(0, abs=1e-9)
 
 
+def test_a_rate_that_does_not_fall_stays_at_its_highest() -> None:
+    config = TrainingConfig(epochs=1, warm_up=0.2, falls=False)
+
+    assert config.factor(0.1) == pytest.approx(0.5)
+    assert config.factor(0.2) == config.factor(0.6) == config.factor(1.0) == 1
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_the_travel_is_how_far_a_steady_gradient_moves_a_parameter(*, falls: bool) -> None:
+    config = TrainingConfig(epochs=1, learning_rate=0.3, falls=falls)
+    parameter, n_steps = torch.nn.Parameter(torch.zeros(())), 2000
+    optimiser = torch.optim.SGD([parameter], lr=0.3, momentum=config.momentum, nesterov=True)
+
+    for step in range(n_steps):
+        optimiser.param_groups[0]["lr"] = config.learning_rate * config.factor(step / n_steps)
+        parameter.grad = torch.ones(())
+        optimiser.step()
+
+    assert -float(parameter) == pytest.approx(config.learning_rate * config.travel(n_steps), rel=0.01)
+
+
 def test_a_training_without_warm_up_starts_at_the_highest_rate() -> None:
     assert TrainingConfig(epochs=1, warm_up=0).factor(0) == 1
 
