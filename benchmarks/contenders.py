@@ -200,7 +200,7 @@ def _run_other_filters(ground: Ground, configuration: Configuration) -> Outcome:
             run.file("plan.json")
         )
     save_weights(network, run.file("prune/network.safetensors"))
-    run.finish("prune", {}, pruned | {"history": []})
+    run.finish("prune", {}, pruned | {"history": [], "search_epochs": 0})
     return _finished(ground, configuration, bench, schedule_of(configuration)[1], may_recut=False)
 
 

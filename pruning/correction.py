@@ -8,7 +8,10 @@ from pruning.budget import Choice
 from pruning.errors import BudgetError
 
 LOWEST_SHARE = 0.97
-"""A measured latency below this share of what is aimed at leaves accuracy unused."""
+"""A measured latency below this share of the budget leaves accuracy unused."""
+
+CLOSE = 0.985
+"""Share of what is aimed at that is close enough to it, where that itself is hardly above `LOWEST_SHARE`."""
 
 SAFETY = 0.99
 """Share of what is aimed at that is asked of the predictor, whose own error is about 1 %."""
@@ -53,18 +56,20 @@ def meet_budget(
     budget_ms: float,
     *,
     aim_ms: float | None = None,
+    start_ms: float | None = None,
     max_exports: int = 6,
 ) -> tuple[MeasuredChoice, tuple[MeasuredChoice, ...]]:
     """The choice with the largest measured latency within the budget, and all that were tried.
 
     The ratio of measured to predicted latency corrects the target of the next cut, until the measured latency
-    lies between `LOWEST_SHARE` of `aim_ms` and `aim_ms`, or the grid allows no better.
+    lies between `LOWEST_SHARE` of the budget, or `CLOSE` of `aim_ms`, and `aim_ms`, or the grid allows no better.
 
     Args:
         cut: channels to keep for a predicted latency in ms.
         measure: latency in ms of a choice, exported and run on the device, and its upper limit.
         budget_ms: latency to meet.
         aim_ms: latency to aim at, at most the budget; None is the budget.
+        start_ms: predicted latency of the first cut; None is `SAFETY` of `aim_ms`.
         max_exports: measurements at most.
 
     A choice is within if its median is within `aim_ms` and its interval within the budget. Where none is, the
@@ -75,7 +80,8 @@ def meet_budget(
     """
     aim_ms = budget_ms if aim_ms is None else aim_ms
     tried: list[MeasuredChoice] = []
-    target_ms = aim_ms * SAFETY
+    enough_ms = min(LOWEST_SHARE * budget_ms, CLOSE * aim_ms)
+    target_ms = aim_ms * SAFETY if start_ms is None else start_ms
 
     def is_within(candidate: MeasuredChoice) -> bool:
         return candidate.measured_ms <= aim_ms and candidate.high_ms <= budget_ms
@@ -85,7 +91,7 @@ def meet_budget(
         if any(choice.widths == earlier.choice.widths for earlier in tried):
             break
         tried.append(MeasuredChoice(choice, *measure(choice)))
-        if is_within(tried[-1]) and tried[-1].measured_ms >= LOWEST_SHARE * aim_ms:
+        if is_within(tried[-1]) and tried[-1].measured_ms >= enough_ms:
             break
         above = [c.choice.predicted_ms for c in tried if not is_within(c)]
         below = [c.choice.predicted_ms for c in tried if is_within(c)]

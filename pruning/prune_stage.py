@@ -206,7 +206,14 @@ def prune_stage(
     )
 
     def finish() -> dict[str, Any]:
-        cut = cut_within(found.scores, device, budget_ms, method=how.method, seed=bench.settings.seed)
+        cut = cut_within(
+            found.scores,
+            device,
+            budget_ms,
+            method=how.method,
+            seed=bench.settings.seed,
+            start_ms=found.target_ms,
+        )
         save_weights(network, run.file("prune/network.safetensors"))
         save_checkpoint(run.file(SCORES), Checkpoint({"scores": torch.from_numpy(found.scores)}, {}))
         cut.plan.write(run.file("plan.json"))

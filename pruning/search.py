@@ -7,10 +7,11 @@ import numpy as np
 from torch import nn
 
 from pruning.budget import Choice, FloatArray, smallest_widths
-from pruning.correction import meet_budget
-from pruning.criteria.base import SearchJob, SearchOptions, SearchResult
+from pruning.correction import MeasuredChoice, meet_budget
+from pruning.criteria.base import Method, SearchJob, SearchOptions, SearchResult
 from pruning.criteria.methods import find_method
 from pruning.data import ImageTask
+from pruning.distributed import from_first
 from pruning.plan import Plan, make_plan
 from pruning.prices import PricedSpace
 from pruning.verify import is_here, measure_candidate
@@ -69,6 +70,9 @@ def search(
 ) -> SearchResult:
     """How much each channel deserves to stay, as a method says.
 
+    A method that trains under the budget learns before it begins, by measuring cuts, what LPNet has to predict for
+    the budget to be met: what it trains is then what is cut, and a budget that cannot be met costs no training.
+
     Args:
         network: the trained network; methods that train change its weights in place.
         teacher: the network as it was, to distil from.
@@ -85,8 +89,22 @@ def search(
         SettingError: the method is not known, or cannot judge this network.
     """
     found = find_method(method)
+    device = found.restricted(device)
+
+    def measured_target(scores: FloatArray) -> float:
+        return from_first(lambda: _meet(found, scores, device, budget_ms).best.choice.predicted_ms)
+
     job = SearchJob(
-        network, teacher, task, found.restricted(device), budget_ms, options, seed, checkpoint, title
+        network,
+        teacher,
+        task,
+        device,
+        budget_ms,
+        options,
+        seed=seed,
+        checkpoint=checkpoint,
+        title=title,
+        measured_target=measured_target,
     )
     return found.search(job)
 
@@ -99,6 +117,7 @@ def cut_within(
     method: str = DEFAULT_METHOD,
     seed: int = 0,
     aim_ms: float | None = None,
+    start_ms: float | None = None,
 ) -> Cut:
     """Keep the best-scored channels, as many as the *measured* latency allows.
 
@@ -109,18 +128,52 @@ def cut_within(
         method: name of the method that the scores come from.
         seed: seed of the search that the scores come from.
         aim_ms: latency to aim at; None is `PricedSpace.aim_ms`.
+        start_ms: predicted latency of the first cut, where the search knows it; see `SearchResult`.
 
     Raises:
         BudgetError: no cut is measured within it.
     """
     found = find_method(method)
     device = found.restricted(device)
+    met = _meet(found, scores, device, budget_ms, aim_ms, start_ms)
+    choice = met.best.choice
+    predicted_ms = float(device.predictor.predict_ms([choice.widths])[0])
+    plan = make_plan(
+        device.space,
+        choice.kept,
+        criterion=method,
+        budget_ms=budget_ms,
+        predicted_ms=predicted_ms,
+        device=device.profile.header.fingerprint.digest,
+        seed=seed,
+    )
+    return Cut(plan, predicted_ms, met.measured_ms, met.n_exports, met.others)
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """The best cut that was measured within a budget; `measured_ms` is the first device's own."""
+
+    best: MeasuredChoice
+    measured_ms: float
+    others: tuple[OtherLatency, ...]
+    n_exports: int
+
+
+def _meet(
+    method: Method,
+    scores: FloatArray,
+    device: PricedSpace,
+    budget_ms: float,
+    aim_ms: float | None = None,
+    start_ms: float | None = None,
+) -> _Met:
     grid, predict_ms = device.grid, device.predict_ms(budget_ms)
     # The predictor may be wrong about the smallest network: where it alone is left, measuring decides.
     least_ms = float(predict_ms([smallest_widths(device.space, grid)])[0])
 
     def cut(target_ms: float) -> Choice:
-        return found.cut(scores, device.space, grid, predict_ms, max(target_ms, least_ms))
+        return method.cut(scores, device.space, grid, predict_ms, max(target_ms, least_ms))
 
     measured: dict[tuple[int, ...], tuple[float, tuple[OtherLatency, ...]]] = {}
 
@@ -130,19 +183,8 @@ def cut_within(
         return max(measured_ms), max(high_ms)
 
     aim_ms = device.aim_ms(budget_ms) if aim_ms is None else aim_ms
-    best, tried = meet_budget(cut, measure, budget_ms, aim_ms=aim_ms)
-    predicted_ms = float(device.predictor.predict_ms([best.choice.widths])[0])
-    plan = make_plan(
-        device.space,
-        best.choice.kept,
-        criterion=method,
-        budget_ms=budget_ms,
-        predicted_ms=predicted_ms,
-        device=device.profile.header.fingerprint.digest,
-        seed=seed,
-    )
-    measured_ms, others = measured[best.choice.widths]
-    return Cut(plan, predicted_ms, measured_ms, len(tried), others)
+    best, tried = meet_budget(cut, measure, budget_ms, aim_ms=aim_ms, start_ms=start_ms)
+    return _Met(best, *measured[best.choice.widths], n_exports=len(tried))
 
 
 def _measure_everywhere(

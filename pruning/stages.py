@@ -4,6 +4,7 @@ Each reads and writes files of a run directory. A stage that is finished with th
 one that was interrupted goes on from its checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.accuracy import onnx_accuracy
 from pruning.certificate import recorded_versions
+from pruning.criteria import find_method
 from pruning.data import ImageTask, load_data
 from pruning.distributed import from_first, training_device
 from pruning.errors import SettingError
@@ -231,7 +233,7 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
     load_weights_(searched, searched_path)
     network, plan = slim(searched, bench.space, Plan.read(plan_path))
     network.to(training_device())
-    config = TrainingConfig(**asdict(options), seed=bench.settings.seed)
+    config = finetuning(options, pruned, bench.settings.seed)
     history = finetune(network, teacher, bench.task, config, checkpoint=run.checkpoint("finetune", inputs))
 
     def finish() -> dict[str, Any]:
@@ -245,6 +247,19 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
         return result
 
     return from_first(finish)
+
+
+def finetuning(options: FinetuneOptions, pruned: Mapping[str, Any], seed: int) -> TrainingConfig:
+    """How a slim network is trained: without warm-up where the search has left the learning rate at its highest.
+
+    Args:
+        options: what was asked for.
+        pruned: result of `prune_stage`.
+        seed: seed of the training.
+    """
+    config = TrainingConfig(**asdict(options), seed=seed)
+    goes_on = pruned["search_epochs"] > 0 and find_method(pruned["method"]).leaves_rate_high
+    return replace(config, warm_up=0.0) if goes_on else config
 
 
 def _export(

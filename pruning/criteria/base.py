@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from latency.grid import Grid
 from latency.space import SearchSpace
-from pruning.budget import Choice, FloatArray, Predict, cut_to_target
+from pruning.budget import Choice, FloatArray, Predict, cut_to_target, smallest_widths
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pruning.correction import SAFETY
 from pruning.data import ImageTask
 from pruning.errors import SettingError
 from pruning.objective import TERMS
@@ -53,18 +54,14 @@ class SearchOptions:
         if self.latency_term not in TERMS:
             raise SettingError(f"--latency-term is one of {', '.join(TERMS)}; got '{self.latency_term}'.")
 
-    def training(self, epochs: int, seed: int) -> TrainingConfig:
-        """How a network is trained for so many epochs of the search.
-
-        The learning rate does not fall: the fine-tuning begins where the search ends, and a rate that fell to 0
-        and came back would undo what the fall had gained.
-        """
+    def training(self, epochs: int, seed: int, *, falls: bool = True) -> TrainingConfig:
+        """How a network is trained for so many epochs of the search; see `TrainingConfig` for `falls`."""
         return TrainingConfig(
             epochs=epochs,
             learning_rate=self.lr,
+            falls=falls,
             batch_size=self.batch_size,
             distillation=self.distillation,
-            falls=False,
             seed=seed,
         )
 
@@ -83,6 +80,8 @@ class SearchJob:
         seed: seed of everything random.
         checkpoint: file to keep the search's state in, to go on from after an interruption; None keeps none.
         title: shown beside a progress bar; None shows none.
+        measured_target: from scores to the predicted latency of the cut by them that is measured within the budget;
+            None where nothing can be measured.
     """
 
     network: nn.Module
@@ -94,6 +93,7 @@ class SearchJob:
     seed: int = 0
     checkpoint: Path | None = None
     title: str | None = None
+    measured_target: Callable[[FloatArray], float] | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -104,6 +104,22 @@ class SearchJob:
     def n_slots(self) -> int:
         """Channels that can be kept or removed."""
         return int(self.space.full_widths.sum())
+
+    def target_ms(self, scores: FloatArray) -> float:
+        """Predicted latency, in ms, for a search to end at: measured, or else `SAFETY` of what is aimed at.
+
+        Args:
+            scores: how much each slot deserves to stay as the search begins, [n_slots].
+
+        Raises:
+            BudgetError: no cut by these scores is measured within the budget.
+        """
+        measure = self.measured_target
+        if measure is None:
+            smallest = smallest_widths(self.space, self.device.grid)
+            least_ms = float(self.device.predict_ms(self.budget_ms)([smallest])[0])
+            return max(SAFETY * self.device.aim_ms(self.budget_ms), least_ms)
+        return float(self.stored("target", lambda: torch.tensor([measure(scores)], dtype=torch.float64)))
 
     def parameters(self) -> dict[str, Tensor]:
         """The network's parameters by name, without gradients, on the CPU."""
@@ -135,10 +151,12 @@ class SearchResult:
     Attributes:
         scores: how much each slot deserves to stay, [n_slots]; comparable between groups.
         history: how the search went; without rows where nothing was trained.
+        target_ms: predicted latency that the search ended at; None where it held none.
     """
 
     scores: FloatArray
     history: TrainingHistory
+    target_ms: float | None = None
 
     @classmethod
     def untrained(cls, scores: Tensor) -> "SearchResult":
@@ -153,11 +171,14 @@ class Method(ABC):
         name: what users call it.
         summary: one line for them.
         uses_depth: whether it may remove whole groups.
+        leaves_rate_high: whether its search leaves the learning rate at its highest, for the fine-tuning to go on from:
+            a rate that falls to 0 and comes back undoes what the fall has gained.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     uses_depth: ClassVar[bool] = True
+    leaves_rate_high: ClassVar[bool] = False
 
     @abstractmethod
     def search(self, job: SearchJob) -> SearchResult:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.budget import Choice, FloatArray, cut_with_shift, smallest_widths
-from pruning.correction import SAFETY
+from pruning.budget import Choice, FloatArray, cut_with_shift
 from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
@@ -102,11 +101,15 @@ def search_with_gates(job: SearchJob, gates: SearchedGates, *, travel: float | N
     worth = job.stored("worth", lambda: gate_worth(gated, job))
     gates.start_from(worth, dict(job.network.named_parameters()))
     travel = SCORE_TRAVEL[job.options.latency_term] if travel is None else travel
-    config = job.options.training(job.options.epochs, job.seed)
-    history = train_gates(job, gated, gates, _term(job), config, travel)
     with torch.no_grad():
         gated.gate_values()
-    return SearchResult(finite(settled_scores(gated)).numpy(), history)
+    holds = job.options.latency_term == "hold"
+    target_ms = job.target_ms(settled_scores(gated).numpy()) if holds else None
+    config = job.options.training(job.options.epochs, job.seed, falls=False)
+    history = train_gates(job, gated, gates, _term(job, target_ms), config, travel)
+    with torch.no_grad():
+        gated.gate_values()
+    return SearchResult(finite(settled_scores(gated)).numpy(), history, target_ms)
 
 
 def train_gates(
@@ -195,17 +198,15 @@ def limit_gradients_(gates: SearchedGates) -> None:
         parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _term(job: SearchJob) -> LatencyTerm:
-    """The latency term asked for; the one that holds the budget ends where the first cut will aim at."""
+def _term(job: SearchJob, target_ms: float | None) -> LatencyTerm:
+    """The latency term: the one that holds a predicted latency, if there is one to hold, or the paper's."""
     space, grid, predict_ms = job.space, job.device.grid, job.device.predict_ms(job.budget_ms)
     price = job.device.price(job.budget_ms)
-    if job.options.latency_term == "log":
+    if target_ms is None:
         return LogLatency(price)
 
     def cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
         return cut_with_shift(scores, space, grid, predict_ms, target_ms)
 
-    dense_ms, least_ms = predict_ms([space.full_widths, smallest_widths(space, grid)])
-    end_ms = max(SAFETY * job.device.aim_ms(job.budget_ms), float(least_ms))
-    schedule = BudgetSchedule(float(dense_ms), end_ms, job.options.anneal)
-    return HeldBudget(price, cut, schedule, job.options.epochs)
+    dense_ms = float(predict_ms([space.full_widths])[0])
+    return HeldBudget(price, cut, BudgetSchedule(dense_ms, target_ms, job.options.anneal), job.options.epochs)

@@ -18,7 +18,6 @@ where we looked, beyond that importance is a variance after filtering; this read
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,6 @@ class PruneNet(Method):
         scaled = ScaledNetwork(job.network, job.space, scales, job.device.grid).to(device)
         with frozen(job.network):
             config = job.options.training(self.search_epochs(job.options.epochs), job.seed)
-            # The scales are to settle: no weights are trained here that the fine-tuning could go on with.
-            config = replace(config, falls=True)
             history = train_gates(job, scaled, scales, _term(job), config, SCALE_TRAVEL)
         values = scaled.gate_values().detach().double().cpu()
         parts = torch.split(shares.clamp(min=1e-9), job.space.full_widths.tolist())

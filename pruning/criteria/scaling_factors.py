@@ -114,6 +114,7 @@ class ScalingFactorsMethod(Method):
 
     name = "scaling-factors"
     summary = "learnable factors of filters, neurons, layers and blocks, trained with the network"
+    leaves_rate_high = True
 
     def search(self, job: SearchJob) -> SearchResult:
         """Scores of the trained factors; see `Method.search`."""

@@ -171,6 +171,7 @@ class WGatesMethod(Method):
 
     name = "wgates"
     summary = "gates computed from the filters' weights, trained with the network under the latency term"
+    leaves_rate_high = True
 
     def search(self, job: SearchJob) -> SearchResult:
         """Scores of the trained gates; see `Method.search`."""

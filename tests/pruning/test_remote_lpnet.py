@@ -17,12 +17,12 @@ from latency.registry.registry import Registry
 from latency.service.settings import ServiceSettings
 from latency.space import SearchSpace
 from pruning.budget import cut_to_target
-from pruning.criteria.base import SearchOptions
+from pruning.criteria import find_method
+from pruning.criteria.base import SearchJob, SearchOptions
 from pruning.data import ImageTask, load_data
 from pruning.prune_stage import PruneOptions, priced_space
 from pruning.remote_lpnet import RemoteLPNet, find_lpnet
 from pruning.run import RunDirectory, RunSettings
-from pruning.search import search
 from pruning.stages import Workbench
 from tests.known_network import KnownNetwork
 from tests.serving import running
@@ -104,7 +104,8 @@ def test_the_search_ends_at_the_same_plan(
         also = () if share_there is None else ((there, share_there * profile.reference_ms),)
         device = priced_space(Workbench(run, lpnet_at=where), PruneOptions(also=also))
         options = SearchOptions(epochs=2, batch_size=20)
-        found = search(make_residual_net(), make_residual_net(), task, device, budget_ms, options, title=None)
+        networks = make_residual_net(), make_residual_net()
+        found = find_method("wgates").search(SearchJob(*networks, task, device, budget_ms, options))
         predict_ms = device.predict_ms(budget_ms)
         choice = cut_to_target(found.scores, device.space, device.grid, predict_ms, budget_ms)
         for other in device.others:

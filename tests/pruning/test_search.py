@@ -55,6 +55,18 @@ def test_a_cut_meets_the_budget_as_measured(residual_space: SearchSpace, measure
     assert cut.others == ()
 
 
+def test_a_cut_that_starts_where_the_search_ended_is_measured_once(
+    residual_space: SearchSpace, measured: list[ProfileSet]
+) -> None:
+    device = priced(residual_space, PRICES, GRID)
+    known = cut_within(SCORES, device, 1.0)
+
+    again = cut_within(SCORES, device, 1.0, start_ms=known.predicted_ms)
+
+    assert again.n_exports == 1 < known.n_exports
+    assert again.plan.kept == known.plan.kept
+
+
 @pytest.mark.parametrize("other_budget_ms", [0.6, 0.8, 1.0])
 def test_a_cut_meets_the_budgets_of_two_devices(
     residual_space: SearchSpace, other: DeviceBudget, measured: list[ProfileSet], other_budget_ms: float

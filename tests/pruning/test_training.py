@@ -179,7 +179,9 @@ def test_the_travel_is_how_far_a_steady_gradient_moves_a_parameter(*, falls: boo
         parameter.grad = torch.ones(())
         optimiser.step()
 
-    assert -float(parameter) == pytest.approx(config.learning_rate * config.travel(n_steps), rel=0.01)
+    assert -float(parameter.detach()) == pytest.approx(
+        config.learning_rate * config.travel(n_steps), rel=0.01
+    )
 
 
 def test_a_training_without_warm_up_starts_at_the_highest_rate() -> None:

@@ -11,7 +11,6 @@ from pruning.criteria import METHODS, find_method
 from pruning.criteria.base import SearchJob
 from pruning.errors import SettingError
 from pruning.prices import PricedSpace
-from pruning.search import search
 from pruning.training_state import save_state
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("name", sorted(METHODS))]
@@ -32,8 +31,8 @@ def scores_of(make_job: Callable[..., SearchJob]) -> Callable[[str], np.ndarray]
 
 
 def run(name: str, job: SearchJob) -> np.ndarray:
-    fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    return search(**fields, method=name).scores
+    method = find_method(name)
+    return method.search(dataclasses.replace(job, device=method.restricted(job.device))).scores
 
 
 def test_scores_are_finite_and_one_for_each_slot(name: str, scores_of: Callable[[str], np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """The search on a small net with known prices: it must hold the target and prefer what the task needs."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from latency.grid import Grid
 from latency.space import SearchSpace
 from latency.structure import IntArray
 from pruning.budget import Choice, FloatArray, cut_with_shift
-from pruning.criteria.base import SearchJob
+from pruning.criteria.base import Method, SearchJob
 from pruning.criteria.gate_search import BudgetObjective, gate_worth, limit_gradients_
-from pruning.criteria.wgates import WGates
+from pruning.criteria.scaling_factors import ScalingFactorsMethod
+from pruning.criteria.wgates import WGates, WGatesMethod
 from pruning.data import ImageTask
+from pruning.errors import BudgetError
 from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, HeldBudget
 from pruning.remembered import Loss
@@ -157,6 +160,53 @@ def test_a_resumed_search_starts_from_the_same_worth(
 
     assert torch.equal(again, first)
     assert list(tmp_path.glob("state-*.safetensors"))  # dropped with the search's own state
+
+
+@pytest.mark.parametrize("method", [WGatesMethod(), ScalingFactorsMethod()])
+def test_a_search_ends_at_the_latency_that_was_measured_before_it(
+    make_job: Callable[..., SearchJob], method: Method
+) -> None:
+    asked: list[FloatArray] = []
+
+    def measured_target(scores: FloatArray) -> float:
+        asked.append(scores)
+        return 0.55 * reference_ms
+
+    job = make_job(budget_share=0.6)
+    reference_ms = job.device.profile.reference_ms
+
+    found = method.search(dataclasses.replace(job, measured_target=measured_target))
+
+    assert [scores.shape for scores in asked] == [(job.n_slots,)]
+    assert found.target_ms == 0.55 * reference_ms
+    assert found.history.rows[-1].latency_ms == pytest.approx(0.55 * reference_ms, rel=0.1)
+    assert found.history.rows[-1].latency_ms <= 0.55 * reference_ms
+
+
+def test_a_budget_that_no_cut_meets_costs_no_training(make_job: Callable[..., SearchJob]) -> None:
+    def measured_target(scores: FloatArray) -> float:
+        del scores
+        raise BudgetError("none is within")
+
+    job = dataclasses.replace(make_job(), measured_target=measured_target)
+    before = job.parameters()
+
+    with pytest.raises(BudgetError, match="none is within"):
+        WGatesMethod().search(job)
+
+    assert all(torch.equal(value, before[name]) for name, value in job.parameters().items())
+
+
+def test_a_resumed_search_ends_at_the_same_latency(
+    make_job: Callable[..., SearchJob], tmp_path: Path
+) -> None:
+    job = make_job(checkpoint=tmp_path / "state-0.safetensors")
+    scores = np.zeros(job.n_slots)
+    first = dataclasses.replace(job, measured_target=lambda _: 0.3).target_ms(scores)
+
+    again = dataclasses.replace(job, measured_target=lambda _: 0.4).target_ms(scores)
+
+    assert first == again == 0.3
 
 
 def test_an_interrupted_order_and_another_budget_find_the_losses_again(

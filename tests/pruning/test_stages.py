@@ -1,0 +1,30 @@
+"""How stages follow from the ones before them."""
+
+import pytest
+
+from pruning.stages import FinetuneOptions, finetuning
+from pruning.training import TrainingConfig
+
+
+@pytest.mark.parametrize(
+    ("method", "search_epochs", "warms_up"),
+    [
+        ("wgates", 3, False),
+        ("scaling-factors", 1, False),
+        ("wgates", 0, True),  # nothing was trained
+        ("dependency-aware", 3, True),  # its rate has fallen to 0
+        ("prunenet", 1, True),
+        ("l1", 0, True),
+    ],
+)
+def test_the_fine_tuning_goes_on_at_the_rate_that_the_search_has_left(
+    method: str, search_epochs: int, *, warms_up: bool
+) -> None:
+    pruned = {"method": method, "search_epochs": search_epochs}
+
+    config = finetuning(FinetuneOptions(epochs=5, learning_rate=0.01), pruned, seed=3)
+
+    assert (config.factor(0.0) < 1) == warms_up
+    assert (config.epochs, config.learning_rate, config.seed) == (5, 0.01, 3)
+    assert config.falls
+    assert TrainingConfig(epochs=1).warm_up > 0
