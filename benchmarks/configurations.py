@@ -22,8 +22,8 @@ from workloads import Workload
 from pruning.files import file_sha256, write_atomically
 
 PROTOCOL_VERSION = 2
-"""1: first version. 2: gates start at the worth itself, and the learning rate of a search does not fall. Raised where
-rows made before are no longer comparable."""
+"""1: first version. 2: gates start at the worth itself, their search ends at a latency measured before it, and its
+learning rate does not fall. Raised where rows made before are no longer comparable."""
 
 DECIDING_PACKAGES = ("torch", "torchvision", "onnxruntime", "torch-pruning")
 """Packages of which another version may give another result; the last for its own rows only."""

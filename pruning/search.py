@@ -11,7 +11,6 @@ from pruning.correction import MeasuredChoice, meet_budget
 from pruning.criteria.base import Method, SearchJob, SearchOptions, SearchResult
 from pruning.criteria.methods import find_method
 from pruning.data import ImageTask
-from pruning.distributed import from_first
 from pruning.plan import Plan, make_plan
 from pruning.prices import PricedSpace
 from pruning.verify import is_here, measure_candidate
@@ -92,7 +91,7 @@ def search(
     device = found.restricted(device)
 
     def measured_target(scores: FloatArray) -> float:
-        return from_first(lambda: _meet(found, scores, device, budget_ms).best.choice.predicted_ms)
+        return _meet(found, scores, device, budget_ms).best.choice.predicted_ms
 
     job = SearchJob(
         network,

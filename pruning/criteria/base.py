@@ -18,6 +18,7 @@ from pruning.budget import Choice, FloatArray, Predict, cut_to_target, smallest_
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.correction import SAFETY
 from pruning.data import ImageTask
+from pruning.distributed import from_first
 from pruning.errors import SettingError
 from pruning.objective import TERMS
 from pruning.precision import Precision
@@ -119,7 +120,10 @@ class SearchJob:
             smallest = smallest_widths(self.space, self.device.grid)
             least_ms = float(self.device.predict_ms(self.budget_ms)([smallest])[0])
             return max(SAFETY * self.device.aim_ms(self.budget_ms), least_ms)
-        return float(self.stored("target", lambda: torch.tensor([measure(scores)], dtype=torch.float64)))
+        # The first process alone measures and keeps it: one that found the file already would wait for nobody.
+        return from_first(
+            lambda: float(self.stored("target", lambda: torch.tensor([measure(scores)], dtype=torch.float64)))
+        )
 
     def parameters(self) -> dict[str, Tensor]:
         """The network's parameters by name, without gradients, on the CPU."""
