@@ -84,6 +84,13 @@ def test_two_processes_end_as_one_does(alone: Checkpoint, together: Path, index:
     assert result.record["accuracies"] == pytest.approx(alone.record["accuracies"], abs=0.003)
 
 
+def test_the_first_process_alone_measures_what_a_search_ends_at(together: Path) -> None:
+    results = [load_checkpoint(together / f"trained-{index}.safetensors") for index in range(2)]
+
+    assert [result and result.record["target_ms"] for result in results] == [1.2, 1.2]
+    assert [path.name for path in together.glob("measured-*")] == ["measured-0"]
+
+
 def test_the_training_moves_what_is_compared(alone: Checkpoint) -> None:
     # Otherwise the test above would pass for want of anything to compare.
     start = made(seed=0).state_dict()["first.weight"]

@@ -12,6 +12,7 @@ from latency.grid import Grid
 from latency.space import SearchSpace
 from pruning.budget import Choice, FloatArray
 from pruning.checkpoint import Checkpoint, save_checkpoint
+from pruning.criteria.base import SearchJob, SearchOptions
 from pruning.criteria.gate_search import BudgetObjective, limit_gradients_
 from pruning.criteria.wgates import WGates
 from pruning.data import load_data
@@ -20,6 +21,7 @@ from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, HeldBudget
 from pruning.precision import Precision
 from pruning.training import TrainingConfig, train
+from tests.priced import priced
 
 CONFIG = TrainingConfig(epochs=2, batch_size=96, learning_rate=0.02)
 
@@ -52,6 +54,22 @@ def _cut(scores: FloatArray, target_ms: float) -> tuple[Choice, float]:
     return Choice(kept, tuple(map(len, kept)), target_ms), -float(threshold)
 
 
+def _measured_target_ms(network: nn.Module, space: SearchSpace, grid: Grid, folder: Path) -> float:
+    """What a search is to end at; every process that measures says so in a file of its own, and finds another value."""
+    index = own_share().index
+
+    def measure(scores: FloatArray) -> float:
+        (folder / f"measured-{index}").touch()
+        return 1.2 + 0.1 * index
+
+    device = priced(space, [0.1, 0.1], grid)
+    task, state = load_data("digits", (3, 8, 8)), folder / "search.safetensors"
+    job = SearchJob(
+        network, network, task, device, 1.5, SearchOptions(), checkpoint=state, measured_target=measure
+    )
+    return job.target_ms(np.zeros(job.n_slots))
+
+
 def train_small(base: Path, folder: Path) -> None:
     """Train, and leave weights, statistics and figures in `folder`, a file for each process.
 
@@ -69,7 +87,8 @@ def train_small(base: Path, folder: Path) -> None:
     gates = WGates(network, space)
     gated = GatedNetwork(network, space, gates, grid)
     limit_gradients_(gates)
-    term = HeldBudget(lambda widths: 0.1 * widths.sum(dim=1), _cut, BudgetSchedule(2.0, 1.2), CONFIG.epochs)
+    schedule = BudgetSchedule(2.0, _measured_target_ms(network, space, grid, folder))
+    term = HeldBudget(lambda widths: 0.1 * widths.sum(dim=1), _cut, schedule, CONFIG.epochs)
     history = train(
         gated,
         load_data("digits", (3, 8, 8)),
@@ -81,6 +100,7 @@ def train_small(base: Path, folder: Path) -> None:
     record = {
         "losses": [row.train_loss for row in history.rows],
         "accuracies": [row.test_accuracy for row in history.rows],
+        "target_ms": schedule.budget_ms,
     }
     save_checkpoint(folder / f"trained-{index}.safetensors", Checkpoint(gated.state_dict(), record))
 
