@@ -87,6 +87,8 @@ class TablePricedBench(Workbench):
 class FreeGates(SearchedGates):
     """Gates with one free parameter each, not a function of the weights.
 
+    A group's are one parameter, as W-Gates' ŵ is: the bound on a parameter's gradient is the same.
+
     Args:
         space: the search space.
     """
@@ -94,17 +96,17 @@ class FreeGates(SearchedGates):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self._sizes = [group.n_channels for group in space.groups]
-        self.own = nn.Parameter(torch.zeros(sum(self._sizes)))
+        self.own = nn.ParameterList(torch.zeros(size) for size in self._sizes)
         self.bias = nn.Parameter(torch.full((len(self._sizes),), INITIAL_BIAS))
 
     @torch.no_grad()
     def start_from(self, worth: Tensor, parameters: Mapping[str, Tensor]) -> None:
         """Set the gates to the worth of their slots, standardised over all of them, as W-Gates start."""
         del parameters
-        level = (worth - worth.mean()) / worth.std().clamp(min=1e-8) + INITIAL_BIAS
-        means = torch.stack([part.mean() for part in torch.split(level, self._sizes)]).to(self.bias)
-        self.bias.copy_(means)
-        self.own.copy_(level.to(self.own) - self._spread(means))
+        level = ((worth - worth.mean()) / worth.std().clamp(min=1e-8) + INITIAL_BIAS).to(self.bias)
+        for index, part in enumerate(torch.split(level, self._sizes)):
+            self.bias[index] = part.mean()
+            self.own[index].copy_(part - part.mean())
 
     def levelled(self) -> tuple[nn.Parameter, ...]:
         """The groups' biases."""
@@ -113,15 +115,11 @@ class FreeGates(SearchedGates):
     def scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Scores of all slots, [n_slots]."""
         del parameters
-        return self.own + self._spread(self.bias)
+        return torch.cat([own + bias for own, bias in zip(self.own, self.bias, strict=True)])
 
     def open(self, scores: Tensor) -> Tensor:
         """Binary gates, [n_slots]."""
         return binary_gates(scores)
-
-    def _spread(self, per_group: Tensor) -> Tensor:
-        sizes = torch.tensor(self._sizes, device=per_group.device)
-        return per_group.repeat_interleave(sizes)
 
 
 class FreeGatesMethod(WGatesMethod):
@@ -194,10 +192,13 @@ ABLATIONS: Mapping[str, Ablation] = {
     ),
     "random-filters": Ablation("random filters at the method's widths", choose=random_filters),
     "l1-filters": Ablation("the largest filters at the method's widths", choose=largest_filters),
-    "any-width": Ablation("widths beside the device's grid", bench=AnyWidthBench),
+    "any-width": Ablation(
+        "widths beside the device's grid, at the prices of an LPNet that was profiled on it",
+        bench=AnyWidthBench,
+    ),
     "no-depth": Ablation("no branch may vanish", prune=lambda how: replace(how, depth=False)),
     "no-distillation": Ablation(
-        "labels alone, in the search and in the fine-tuning",
+        "labels alone, in search and fine-tuning; the gates still start where a distillation loss puts them",
         search=lambda options: replace(options, distillation=0.0),
         finetune=lambda options: replace(options, distillation=0.0),
     ),

@@ -13,6 +13,7 @@ mobilenet_v2_imagenet.pth (torchvision's layout). The workload digits-smoke need
 """
 
 import json
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -67,15 +68,31 @@ def state_of(ground: Ground, configuration: Configuration) -> str:
     return f"{outcome.certified_ms:.3f} of {outcome.budget_ms:.3f} ms, accuracy {outcome.accuracy:.2%}"
 
 
+def prepare(ground: Ground) -> None:
+    """Trace, profile and fit what all methods share, where that is not done yet.
+
+    Raises:
+        click.ClickException: it cannot be done, or `--runs` holds it for other paths.
+    """
+    try:
+        _ = ground.shared
+    except (PruningError, LatencyError) as error:
+        raise click.ClickException(f"{ground.workload.name}: {error}") from error
+
+
 def failure(ground: Ground, configuration: Configuration) -> list[str]:
-    """Run a configuration; what went wrong, if anything did: the others are to run all the same."""
+    """Run a configuration; what went wrong, if anything did: the others are to run all the same, for hours."""
     try:
         run_configuration(ground, configuration)
     except (PruningError, LatencyError) as error:
         message = f"{ground.workload.name} {configuration.name} failed: {error}"
-        click.echo(message, err=True)
-        return [message]
-    return []
+    except Exception as error:  # of other packages' surgery or runtime
+        traceback.print_exc()
+        message = f"{ground.workload.name} {configuration.name} failed: {type(error).__name__}: {error}"
+    else:
+        return []
+    click.echo(message, err=True)
+    return [message]
 
 
 def write_rows(rows: list[dict[str, Any]], device: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -154,6 +171,7 @@ def main(
     grounds = [Ground(WORKLOADS[workload], Places(data, weights), runs) for workload in workloads]
     for ground in grounds:
         workload = ground.workload.name
+        prepare(ground)
         if not only_table:
             for configuration in selected(workload, methods, budgets, seeds, ablations, epochs):
                 if not only_list:

@@ -109,17 +109,21 @@ def row_of(measured: Measured, device: str) -> dict[str, Any]:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table, the seeds of a configuration in one line: mean ± standard deviation."""
-    lines = [
-        "| workload | method | budget | measured | predicted | accuracy | against dense | MACs | note |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "workload, method, budget, epochs, seeds, measured, predicted, accuracy, against dense, MACs, note"
+    )
+    names = columns.split(", ")
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     together: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         method = f"{row['method']}, {row['ablation']}" if row["ablation"] else row["method"]
-        together[row["workload"], -row["budget_share"], not row["counted"], method].append(row)
-    for (workload, share, uncounted, method), seeds in sorted(together.items(), key=lambda item: item[0]):
+        kind = row["workload"], -row["budget_share"], not row["counted"], method, row["epochs"]
+        together[kind].append(row)
+    for (workload, share, uncounted, method, epochs), seeds in sorted(together.items(), key=lambda i: i[0]):
         notes = ["made for another device"] * uncounted + [row["note"] for row in seeds if row["note"]][:1]
-        cells = [workload, method, f"{seeds[0]['budget_ms']:.3f} ms ({-share:g})", *_figures(seeds)]
+        n_done = sum(row["measured_ms"] is not None for row in seeds)
+        counts = [str(epochs), str(n_done) if n_done == len(seeds) else f"{n_done} of {len(seeds)}"]
+        cells = [workload, method, f"{seeds[0]['budget_ms']:.3f} ms ({-share:g})", *counts, *_figures(seeds)]
         lines.append(f"| {' | '.join([*cells, '; '.join(notes)])} |")
     return "\n".join(lines)
 

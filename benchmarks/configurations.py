@@ -21,9 +21,11 @@ from workloads import Workload
 
 from pruning.files import file_sha256, write_atomically
 
-PROTOCOL_VERSION = 2
-"""1: first version. 2: gates start at the worth itself, their search ends at a latency measured before it, and its
-learning rate does not fall. Raised where rows made before are no longer comparable."""
+PROTOCOLS = {"torch-pruning": 2, "wgates": 2, "scaling-factors": 2}
+"""Version of how methods whose name begins so are run; 1 for others. Raised where rows made before are no longer what
+the method would give. 2 of those with gates: they start at the worth itself, their search ends at a latency measured
+before it, and its learning rate does not fall. 2 of Torch-Pruning: no layer is rounded to nothing, which had left it at
+full width; a budget is met by the rules of the other methods."""
 
 DECIDING_PACKAGES = ("torch", "torchvision", "onnxruntime", "torch-pruning")
 """Packages of which another version may give another result; the last for its own rows only."""
@@ -78,6 +80,7 @@ class Outcome:
         seed: seed of the configuration.
         wall_seconds: time of all its training epochs, before interruptions too, in seconds.
         device: digest of the device that the budget belongs to.
+        protocol: version of how the method was run, see `PROTOCOLS`.
         made_by: versions and commit.
         note: why there is no network, where there is none.
     """
@@ -99,6 +102,7 @@ class Outcome:
     seed: int
     wall_seconds: float | None = None
     device: str
+    protocol: int = 1
     made_by: Mapping[str, Any]
     note: str = ""
 
@@ -118,6 +122,11 @@ class Outcome:
         return self.certified_ms is not None
 
 
+def protocol_of(method: str) -> int:
+    """Version of how a method is run."""
+    return next((version for name, version in PROTOCOLS.items() if method.startswith(name)), 1)
+
+
 def content_key(configuration: Configuration, deciding: Mapping[str, Any]) -> str:
     """Hash of what decides a configuration's result, 12 hexadecimal digits.
 
@@ -128,7 +137,7 @@ def content_key(configuration: Configuration, deciding: Mapping[str, Any]) -> st
     foreign = configuration.method.startswith("torch-pruning")
     packages = DECIDING_PACKAGES if foreign else DECIDING_PACKAGES[:-1]
     record = {
-        "protocol": PROTOCOL_VERSION,
+        "protocol": protocol_of(configuration.method),
         **asdict(configuration),
         "versions": {name: metadata.version(name) for name in packages},
         **deciding,
@@ -150,8 +159,17 @@ def data_digest(location: Path | None) -> str:
 
 
 def finished(runs: Path, workload: str) -> Iterable[tuple[Path, Outcome]]:
-    """Folders and outcomes of all finished configurations of a workload, made on any device."""
-    for path in sorted((runs / workload).glob(f"*/*/{OUTCOME_FILE}")):
+    """Folders and outcomes of all finished configurations of a workload, made on any device.
+
+    What an older protocol has made is left out, and of what differs by profile or versions alone the latest is taken:
+    two of them are no two seeds.
+    """
+    latest: dict[tuple[Any, ...], tuple[Path, Outcome]] = {}
+    paths = (runs / workload).glob(f"*/*/{OUTCOME_FILE}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
         outcome = Outcome.read(path.parent)
         assert outcome is not None
-        yield path.parent, outcome
+        if outcome.protocol == protocol_of(outcome.method):
+            told = outcome.method, outcome.ablation, outcome.budget_share, outcome.seed, outcome.epochs
+            latest[outcome.device, *told] = path.parent, outcome
+    return sorted(latest.values(), key=lambda found: found[0])

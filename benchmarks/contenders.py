@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import ABLATIONS, Ablation
-from configurations import Configuration, Outcome, content_key, data_digest
+from configurations import Configuration, Outcome, content_key, data_digest, protocol_of
 from environment import made_by
 from workloads import Places, Workload, dense_weights, settings_of
 
@@ -118,9 +118,10 @@ class Ground:
             budget_share=configuration.budget_share,
             budget_ms=self.budget_ms(configuration),
             dense_ms=self.dense_ms,
-            epochs=self.workload.epochs,
+            epochs=configuration.workload.epochs,
             seed=configuration.seed,
             device=self.device,
+            protocol=protocol_of(configuration.method),
             made_by=made_by(),
             **found,
         )

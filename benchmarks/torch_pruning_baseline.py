@@ -2,7 +2,9 @@
 
 Fang et al., "DepGraph: Towards Any Structural Pruning", arXiv 2301.12900; the package torch-pruning. It takes a ratio
 of channels, so ratios are tried and *measured* until the slowest network within the budget is found, with widths
-rounded to the device's grid, without which its networks are often slower than the dense one.
+rounded to the device's grid, without which its networks are often slower than the dense one. Its own rounding makes
+none of a layer that keeps less than one step, refuses that, and leaves the layer at its full width, so that networks
+become slower as the ratio rises; here such a layer keeps one step.
 
 Its dependency graph cannot follow zeros padded to the channels (option A shortcuts of CIFAR ResNets). There the
 shortcut is rewritten as the 1 × 1 convolution that computes the same; it trains along, as the shortcuts of
@@ -11,7 +13,7 @@ Torch-Pruning's own CIFAR networks do.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.correction import LOWEST_SHARE
+from pruning.correction import enough_ms, slowest_within
 from pruning.data import ImageTask
 from pruning.models import class_scores
 
@@ -37,11 +39,13 @@ class Variant:
     Attributes:
         importance: makes its importance.
         is_global: rank the channels of all layers together, not each layer's alone.
+        is_isomorphic: together only where layers are of one kind (Fang et al., arXiv 2407.04616).
         needs_gradients: whether it reads the loss's gradient.
     """
 
     importance: Callable[[], torch_pruning.importance.Importance]
     is_global: bool = False
+    is_isomorphic: bool = False
     needs_gradients: bool = False
 
 
@@ -50,7 +54,13 @@ VARIANTS: Mapping[str, Variant] = {
     "torch-pruning-bn-global": Variant(torch_pruning.importance.BNScaleImportance, is_global=True),
     "torch-pruning-l2": Variant(torch_pruning.importance.GroupMagnitudeImportance),
     "torch-pruning-l2-global": Variant(torch_pruning.importance.GroupMagnitudeImportance, is_global=True),
+    "torch-pruning-l2-isomorphic": Variant(
+        torch_pruning.importance.GroupMagnitudeImportance, is_global=True, is_isomorphic=True
+    ),
     "torch-pruning-taylor": Variant(torch_pruning.importance.GroupTaylorImportance, needs_gradients=True),
+    "torch-pruning-taylor-global": Variant(
+        torch_pruning.importance.GroupTaylorImportance, is_global=True, needs_gradients=True
+    ),
 }
 
 
@@ -67,6 +77,14 @@ class Tried:
     ratio: float
     measured_ms: float
     high_ms: float
+
+
+class _SteppedPruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
+    """Torch-Pruning, except that no layer is rounded to nothing."""
+
+    def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
+        kept = current_channels - n_pruned
+        return current_channels - max(kept - kept % round_to, min(round_to, current_channels))
 
 
 class TorchPruning:
@@ -97,11 +115,12 @@ class TorchPruning:
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own, about parameters that it does not prune
-            pruner = torch_pruning.pruner.BasePruner(
+            pruner = _SteppedPruner(
                 pruned,
                 self._images,
                 importance=self._variant.importance(),
                 global_pruning=self._variant.is_global,
+                isomorphic=self._variant.is_isomorphic,
                 pruning_ratio=ratio,
                 ignored_layers=outputs,
                 round_to=self._round_to,
@@ -122,6 +141,7 @@ def try_ratios(
     measure: Callable[[nn.Module], tuple[float, float]],
     budget_ms: float,
     aim_ms: float,
+    tried: Sequence[Tried] = (),
 ) -> tuple[Tried, ...]:
     """Ratios with their measured latencies: evenly spread, then ever closer to the slowest within the budget.
 
@@ -130,32 +150,28 @@ def try_ratios(
         measure: its latency in ms, and the upper end of the 95 % interval.
         budget_ms: latency to meet.
         aim_ms: latency to aim at, at most the budget.
+        tried: what is known from before, for another aim; part of the result.
     """
     known: dict[tuple[tuple[int, ...], ...], tuple[float, float]] = {}
-    tried: list[Tried] = []
+    found = list(tried)
 
     def attempt(ratio: float) -> None:
         network = make(ratio)
         widths = widths_of(network)
         if widths not in known:
             known[widths] = measure(network)
-        tried.append(Tried(ratio, *known[widths]))
+        found.append(Tried(ratio, *known[widths]))
 
-    for index in range(N_COARSE):
-        attempt(HIGHEST_RATIO * (index + 1) / N_COARSE)
+    if not found:
+        for index in range(N_COARSE):
+            attempt(HIGHEST_RATIO * (index + 1) / N_COARSE)
     for _ in range(N_FINE):
-        best = slowest_within(tried, budget_ms, aim_ms)
-        if best is None or best.measured_ms >= LOWEST_SHARE * aim_ms:
+        best = slowest_within(found, budget_ms, aim_ms)
+        if best is None or best.measured_ms >= enough_ms(budget_ms, aim_ms):
             break
-        slower = [t.ratio for t in tried if t.ratio < best.ratio and t.measured_ms > aim_ms]
+        slower = [t.ratio for t in found if t.ratio < best.ratio and t.measured_ms > aim_ms]
         attempt((best.ratio + max(slower, default=0.0)) / 2)
-    return tuple(tried)
-
-
-def slowest_within(tried: Iterable[Tried], budget_ms: float, aim_ms: float) -> Tried | None:
-    """The slowest whose median is within what is aimed at and whose interval is within the budget."""
-    within = [one for one in tried if one.measured_ms <= aim_ms and one.high_ms <= budget_ms]
-    return max(within, key=lambda one: one.measured_ms, default=None)
+    return tuple(found)
 
 
 def with_conv_shortcuts(network: nn.Module) -> nn.Module:

@@ -7,12 +7,13 @@ from pathlib import Path
 from configurations import Configuration, Outcome
 from contenders import Ground, schedule_of
 from torch import nn
-from torch_pruning_baseline import VARIANTS, TorchPruning, Tried, slowest_within, try_ratios
+from torch_pruning_baseline import VARIANTS, TorchPruning, Tried, try_ratios
 
 from latency.measure import PairedMeasurement
 from latency.sessions import SessionPlan, measure_sessions
 from latency.space import SearchSpace
 from pruning.accuracy import onnx_accuracy
+from pruning.correction import slowest_within
 from pruning.distributed import training_device
 from pruning.export import dense_model, require_same_outputs, write_onnx
 from pruning.files import write_atomically
@@ -45,14 +46,16 @@ def run_torch_pruning(ground: Ground, configuration: Configuration) -> Outcome:
     device = PricedSpace(bench.space, bench.profile, bench.lpnet, bench.predictor)
     aim_ms = device.aim_ms(budget_ms)
     pruning = _pruning(bench, configuration)
-    tried = _tried(bench, pruning, budget_ms, aim_ms)
-    made = None
+    made: _Made | None = None
     for _ in range(1 + MAX_CORRECTIONS):
+        tried = _tried(bench, pruning, budget_ms, aim_ms)
         chosen = slowest_within(tried, budget_ms, aim_ms)
-        if chosen is None:
+        if chosen is None and made is None:
             smallest_ms = min(one.measured_ms for one in tried)
             note = "no ratio of channels gives a network within the budget"
             return ground.outcome(configuration, smallest_ms=smallest_ms, note=note)
+        if chosen is None:  # what was trained stays, and is shown as over
+            break
         made = _made(bench, configuration, pruning.at(chosen.ratio), chosen)
         if made.certified_ms <= budget_ms:
             break
@@ -78,10 +81,12 @@ def _pruning(bench: Workbench, configuration: Configuration) -> TorchPruning:
 
 
 def _tried(bench: Workbench, pruning: TorchPruning, budget_ms: float, aim_ms: float) -> tuple[Tried, ...]:
-    """Ratios with their latencies, from the folder where they are known."""
+    """Ratios with their latencies, from the folder where they are known for this aim."""
     path = bench.run.file(TRIED_FILE)
-    if path.is_file():
-        return tuple(Tried(**record) for record in json.loads(path.read_text()))
+    record = json.loads(path.read_text()) if path.is_file() else {"aims_ms": [], "tried": []}
+    known = tuple(Tried(**one) for one in record["tried"])
+    if aim_ms in record["aims_ms"]:
+        return known
 
     def measure(network: nn.Module) -> tuple[float, float]:
         model = dense_model(_space(bench, network), network).SerializeToString()
@@ -89,8 +94,9 @@ def _tried(bench: Workbench, pruning: TorchPruning, budget_ms: float, aim_ms: fl
         measured_ms, (_, high_ms) = clocked_ms(bench.profile.clock, found)
         return measured_ms, high_ms
 
-    tried = try_ratios(pruning.at, measure, budget_ms, aim_ms)
-    write_atomically(path, json.dumps([asdict(one) for one in tried], indent=1).encode())
+    tried = try_ratios(pruning.at, measure, budget_ms, aim_ms, known)
+    record = {"aims_ms": [*record["aims_ms"], aim_ms], "tried": [asdict(one) for one in tried]}
+    write_atomically(path, json.dumps(record, indent=1).encode())
     return tried
 
 

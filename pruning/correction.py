@@ -1,7 +1,8 @@
 """The closed loop: predict, cut, export, measure, correct, until the measured latency meets the budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from latency.profiles import ProfileSet
 from pruning.budget import Choice
@@ -35,6 +36,23 @@ class MeasuredChoice:
     high_ms: float
 
 
+class Attempt(Protocol):
+    """A network that was measured."""
+
+    @property
+    def measured_ms(self) -> float:
+        """Measured latency."""
+        ...
+
+    @property
+    def high_ms(self) -> float:
+        """Upper end of its 95 % confidence interval."""
+        ...
+
+
+AnyAttempt = TypeVar("AnyAttempt", bound=Attempt)
+
+
 def repeatability(profile: ProfileSet, latency_ms: float) -> float:
     """How far two certificates of a network of about this latency lie apart on the profiled device, relative."""
     return profile.repeatability(latency_ms, N_SESSIONS)
@@ -50,6 +68,25 @@ def aim_below_ms(budget_ms: float, apart: float) -> float:
     return budget_ms / (1 + apart)
 
 
+def enough_ms(budget_ms: float, aim_ms: float) -> float:
+    """Measured latency from which on no slower network is looked for, in ms."""
+    return min(LOWEST_SHARE * budget_ms, CLOSE * aim_ms)
+
+
+def is_within(attempt: Attempt, budget_ms: float, aim_ms: float) -> bool:
+    """Whether the median is within what is aimed at and the interval within the budget."""
+    return attempt.measured_ms <= aim_ms and attempt.high_ms <= budget_ms
+
+
+def slowest_within(tried: Sequence[AnyAttempt], budget_ms: float, aim_ms: float) -> AnyAttempt | None:
+    """The slowest of those that are within; else the fastest, if its median is within the budget by `SAFETY`."""
+    within = [attempt for attempt in tried if is_within(attempt, budget_ms, aim_ms)]
+    if within:
+        return max(within, key=lambda attempt: attempt.measured_ms)
+    fastest = min(tried, key=lambda attempt: attempt.measured_ms, default=None)
+    return fastest if fastest is not None and fastest.measured_ms <= SAFETY * budget_ms else None
+
+
 def meet_budget(
     cut: Callable[[float], Choice],
     measure: Callable[[Choice], tuple[float, float]],
@@ -62,7 +99,7 @@ def meet_budget(
     """The choice with the largest measured latency within the budget, and all that were tried.
 
     The ratio of measured to predicted latency corrects the target of the next cut, until the measured latency
-    lies between `LOWEST_SHARE` of the budget, or `CLOSE` of `aim_ms`, and `aim_ms`, or the grid allows no better.
+    lies between `enough_ms` and `aim_ms`, or the grid allows no better.
 
     Args:
         cut: channels to keep for a predicted latency in ms.
@@ -72,39 +109,31 @@ def meet_budget(
         start_ms: predicted latency of the first cut; None is `SAFETY` of `aim_ms`.
         max_exports: measurements at most.
 
-    A choice is within if its median is within `aim_ms` and its interval within the budget. Where none is, the
-    fastest is taken, if its median is within the budget by `SAFETY`.
+    Which of them is taken `slowest_within` says.
 
     Raises:
         BudgetError: no choice was measured within the budget.
     """
     aim_ms = budget_ms if aim_ms is None else aim_ms
     tried: list[MeasuredChoice] = []
-    enough_ms = min(LOWEST_SHARE * budget_ms, CLOSE * aim_ms)
     target_ms = aim_ms * SAFETY if start_ms is None else start_ms
-
-    def is_within(candidate: MeasuredChoice) -> bool:
-        return candidate.measured_ms <= aim_ms and candidate.high_ms <= budget_ms
-
     for _ in range(max_exports):
         choice = cut(target_ms)
         if any(choice.widths == earlier.choice.widths for earlier in tried):
             break
         tried.append(MeasuredChoice(choice, *measure(choice)))
-        if is_within(tried[-1]) and tried[-1].measured_ms >= enough_ms:
+        within = [is_within(attempt, budget_ms, aim_ms) for attempt in tried]
+        if within[-1] and tried[-1].measured_ms >= enough_ms(budget_ms, aim_ms):
             break
-        above = [c.choice.predicted_ms for c in tried if not is_within(c)]
-        below = [c.choice.predicted_ms for c in tried if is_within(c)]
+        above = [c.choice.predicted_ms for c, inside in zip(tried, within, strict=True) if not inside]
+        below = [c.choice.predicted_ms for c, inside in zip(tried, within, strict=True) if inside]
         target_ms = aim_ms * SAFETY * choice.predicted_ms / tried[-1].measured_ms
         if above and below and not min(above) > target_ms > max(below):
             target_ms = (min(above) + max(below)) / 2
-    within = [candidate for candidate in tried if is_within(candidate)]
-    if within:
-        return max(within, key=lambda candidate: candidate.measured_ms), tuple(tried)
-    fastest = min(tried, key=lambda candidate: candidate.measured_ms)
-    if fastest.measured_ms > SAFETY * budget_ms:
+    best = slowest_within(tried, budget_ms, aim_ms)
+    if best is None:
         raise BudgetError(
             f"{len(tried)} cuts were measured and none is within {budget_ms:.4g} ms; the closest took "
-            f"{fastest.measured_ms:.4g} ms. Ask for at least that, or profile this device again."
+            f"{min(c.measured_ms for c in tried):.4g} ms. Ask for at least that, or profile this device again."
         )
-    return fastest, tuple(tried)
+    return best, tuple(tried)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pruning.budget import Choice, FloatArray
+from pruning.distributed import from_first
 from pruning.errors import SettingError
 from pruning.gates import GatedNetwork
 
@@ -52,7 +54,9 @@ class BudgetSchedule:
 
     def target_ms(self, progress: float) -> float:
         """Target in ms at a share of the search, in [0, 1]."""
-        share = min(progress / self.anneal, 1.0)
+        share = progress / self.anneal
+        if share >= 1:
+            return self.budget_ms
         start = max(self.start_ms, self.budget_ms)
         return float(start * (self.budget_ms / start) ** share)
 
@@ -71,7 +75,7 @@ class LatencyTerm(Protocol):
 
 
 class HeldBudget:
-    """The open gates are those of the cut itself, at a target that falls to the budget, decided anew now and then.
+    """The open gates are those of the cut itself, at a target that falls to where it ends, decided anew now and then.
 
     α·log(1 + LAT), the paper's term, holds no budget, and neither does a penalty on the excess: gates that the loss
     pulls open stay behind the target and rush past it later, blocks at a time, when little training is left. Here
@@ -112,11 +116,15 @@ class HeldBudget:
         # A resumed search decides at the start of its epoch, so an uninterrupted one has to as well.
         decision = math.floor(progress * self._n_decisions + _ROUNDING)
         if decision != self._decision:
-            scores = settled_scores(gated).numpy()
-            choice, shift = self._cut(scores, self.schedule.target_ms(progress))
-            gated.hold(choice.kept, shift)
+            kept, shift = from_first(partial(self._decide, gated, self.schedule.target_ms(progress)))
+            gated.hold([np.array(positions, dtype=np.int64) for positions in kept], shift)
             self._decision = decision
         return torch.zeros(())
+
+    def _decide(self, gated: GatedNetwork, target_ms: float) -> tuple[list[list[int]], float]:
+        """Positions of the gates to be open and the shift; the first process's, whose scores no rounding sets apart."""
+        choice, shift = self._cut(settled_scores(gated).numpy(), target_ms)
+        return [positions.tolist() for positions in choice.kept], shift
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,10 @@ def prune_stage(
         "how": asdict(how),
         "profiles": [bench.profile.digest, *(other.profile.digest for other in device.others)],
         "base": file_sha256(run.file("base.onnx")),
-        **({} if bench.lpnet_at is None else {"lpnet": bench.predictor.manifest.identity}),
+        "lpnets": [
+            bench.predictor.manifest.identity,
+            *(other.predictor.manifest.identity for other in device.others),
+        ],
     }
     known = run.finished("prune", inputs)
     if known is not None and run.file("plan.json").is_file():
@@ -225,6 +228,7 @@ def prune_stage(
             "threads": settings.threads,
             "precision": settings.precision,
             "search_epochs": len(found.history.rows),
+            "search_lr": options.lr,
             "history": found.history.to_json(),
             "corrections": 0,
             **_summary(cut),

@@ -11,6 +11,7 @@ from pruning.correction import MeasuredChoice, meet_budget
 from pruning.criteria.base import Method, SearchJob, SearchOptions, SearchResult
 from pruning.criteria.methods import find_method
 from pruning.data import ImageTask
+from pruning.errors import BudgetError
 from pruning.plan import Plan, make_plan
 from pruning.prices import PricedSpace
 from pruning.verify import is_here, measure_candidate
@@ -69,8 +70,8 @@ def search(
 ) -> SearchResult:
     """How much each channel deserves to stay, as a method says.
 
-    A method that trains under the budget learns before it begins, by measuring cuts, what LPNet has to predict for
-    the budget to be met: what it trains is then what is cut, and a budget that cannot be met costs no training.
+    A method whose gates hold a target learns before it begins, by measuring cuts, what LPNet has to predict for the
+    budget to be met: what it trains is then what is cut, and a budget that cannot be met costs no training.
 
     Args:
         network: the trained network; methods that train change its weights in place.
@@ -183,7 +184,15 @@ def _meet(
 
     aim_ms = device.aim_ms(budget_ms) if aim_ms is None else aim_ms
     best, tried = meet_budget(cut, measure, budget_ms, aim_ms=aim_ms, start_ms=start_ms)
-    return _Met(best, *measured[best.choice.widths], n_exports=len(tried))
+    met = _Met(best, *measured[best.choice.widths], n_exports=len(tried))
+    for other in met.others:
+        there_ms = other.predicted_ms if other.measured_ms is None else other.measured_ms
+        if there_ms > other.budget_ms:
+            raise BudgetError(
+                f"{len(tried)} cuts were tried and none is within {other.budget_ms:.4g} ms on the device of "
+                f"'{other.name}'; the best took {there_ms:.4g} ms there. Ask for at least that, or profile it again."
+            )
+    return met
 
 
 def _measure_everywhere(
@@ -191,7 +200,8 @@ def _measure_everywhere(
 ) -> tuple[list[float], list[float], tuple[OtherLatency, ...]]:
     """Latencies and their upper limits in ms of the first device, one for each, and the others' own.
 
-    A device that is not this one counts with what its LPNet predicts.
+    Latencies are compared with what is aimed at, limits with the budgets, and devices differ in how far these lie
+    apart. A device that is not this one counts with what its LPNet predicts.
     """
     widths = np.array(choice.widths)
     first_ms, first_high_ms = measure_candidate(device.space, widths, device.profile)
@@ -203,6 +213,6 @@ def _measure_everywhere(
             measure_candidate(device.space, widths, other.profile) if here else (predicted_ms, predicted_ms)
         )
         measured_ms.append(scale * there_ms)
-        high_ms.append(scale * there_high_ms)
+        high_ms.append(there_high_ms * budget_ms / other.budget_ms)
         others.append(OtherLatency(other.name, other.budget_ms, predicted_ms, there_ms if here else None))
     return measured_ms, high_ms, tuple(others)

@@ -250,7 +250,7 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
 
 
 def finetuning(options: FinetuneOptions, pruned: Mapping[str, Any], seed: int) -> TrainingConfig:
-    """How a slim network is trained: without warm-up where the search has left the learning rate at its highest.
+    """How a slim network is trained: without warm-up where the search has left the learning rate as high, or higher.
 
     Args:
         options: what was asked for.
@@ -258,7 +258,8 @@ def finetuning(options: FinetuneOptions, pruned: Mapping[str, Any], seed: int) -
         seed: seed of the training.
     """
     config = TrainingConfig(**asdict(options), seed=seed)
-    goes_on = pruned["search_epochs"] > 0 and find_method(pruned["method"]).leaves_rate_high
+    left_high = pruned["search_epochs"] > 0 and find_method(pruned["method"]).leaves_rate_high
+    goes_on = left_high and config.learning_rate <= pruned.get("search_lr", 0.0)
     return replace(config, warm_up=0.0) if goes_on else config
 
 

@@ -25,6 +25,8 @@ from pruning.precision import Precision
 from pruning.prices import PricedSpace
 from pruning.training import TrainingConfig, TrainingHistory
 
+_ROUNDING = 1e-6
+
 Cutter = Callable[[FloatArray, SearchSpace, Grid, Predict, float], Choice]
 """From scores to channels within a predicted latency; see `pruning.budget.cut_to_target`."""
 
@@ -38,7 +40,7 @@ class SearchOptions:
         batch_size: images per step.
         lr: largest learning rate of the network's weights.
         latency_term: name of the latency term of methods with gates, see `pruning.objective.TERMS`.
-        anneal: share of the search after which the target is the budget.
+        anneal: share of the search after which the target is the one that it ends at.
         distillation: share of the loss that compares with the dense network's scores.
     """
 
@@ -115,35 +117,40 @@ class SearchJob:
         Raises:
             BudgetError: no cut by these scores is measured within the budget.
         """
-        measure = self.measured_target
-        if measure is None:
-            smallest = smallest_widths(self.space, self.device.grid)
-            least_ms = float(self.device.predict_ms(self.budget_ms)([smallest])[0])
-            return max(SAFETY * self.device.aim_ms(self.budget_ms), least_ms)
-        # The first process alone measures and keeps it: one that found the file already would wait for nobody.
-        return from_first(
-            lambda: float(self.stored("target", lambda: torch.tensor([measure(scores)], dtype=torch.float64)))
-        )
+        measure, wanted_ms = self.measured_target, SAFETY * self.device.aim_ms(self.budget_ms)
+        if measure is not None:
+            wanted_ms = float(
+                self.stored("target", lambda: torch.tensor([measure(scores)], dtype=torch.float64))
+            )
+        smallest = smallest_widths(self.space, self.device.grid)
+        least_ms = float(self.device.predict_ms(self.budget_ms)([smallest])[0])
+        # Where one network alone is within, it has to be within its own prediction, however that is rounded.
+        return max(wanted_ms, least_ms) * (1 + _ROUNDING)
 
     def parameters(self) -> dict[str, Tensor]:
         """The network's parameters by name, without gradients, on the CPU."""
         return {name: value.detach().cpu() for name, value in self.network.named_parameters()}
 
     def stored(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gives, from beside the checkpoint where it is there.
+        """What `compute` gives, float64, from beside the checkpoint where it is there.
 
-        A resumed search has to start as the interrupted one did, to the last bit.
+        A resumed search has to start as the interrupted one did, to the last bit, and several processes as one: the
+        first one alone computes and keeps it, while the others leave the machine to what it may measure.
 
         Args:
             name: what it is, part of the file's name.
-            compute: called where it is not known yet.
+            compute: called where it is not known yet; values [n], on any device.
         """
+        values = from_first(lambda: self._stored(name, compute).tolist())
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _stored(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         if self.checkpoint is None:
-            return compute()
+            return compute().double()
         path = self.checkpoint.with_name(f"{self.checkpoint.stem}-{name}.safetensors")
         known = load_checkpoint(path)
         if known is None:
-            known = Checkpoint({name: compute()}, {})
+            known = Checkpoint({name: compute().double()}, {})
             save_checkpoint(path, known)
         return known.tensors[name]
 
@@ -175,8 +182,8 @@ class Method(ABC):
         name: what users call it.
         summary: one line for them.
         uses_depth: whether it may remove whole groups.
-        leaves_rate_high: whether its search leaves the learning rate at its highest, for the fine-tuning to go on from:
-            a rate that falls to 0 and comes back undoes what the fall has gained.
+        leaves_rate_high: whether its search leaves the learning rate at its highest, for a fine-tuning at that rate or
+            a lower one to go on from: a rate that falls to 0 and comes back undoes what the fall has gained.
     """
 
     name: ClassVar[str]

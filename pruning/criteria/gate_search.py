@@ -106,7 +106,7 @@ def search_with_gates(job: SearchJob, gates: SearchedGates, *, travel: float | N
     holds = job.options.latency_term == "hold"
     target_ms = job.target_ms(settled_scores(gated).numpy()) if holds else None
     config = job.options.training(job.options.epochs, job.seed, falls=False)
-    history = train_gates(job, gated, gates, _term(job, target_ms), config, travel)
+    history = train_gates(job, gated, gates, _term(job, target_ms), config, travel, target_ms=target_ms)
     with torch.no_grad():
         gated.gate_values()
     return SearchResult(finite(settled_scores(gated)).numpy(), history, target_ms)
@@ -119,6 +119,8 @@ def train_gates(
     term: LatencyTerm,
     config: TrainingConfig,
     travel: float,
+    *,
+    target_ms: float | None = None,
 ) -> TrainingHistory:
     """Train a gated network under a latency term, in place.
 
@@ -129,6 +131,7 @@ def train_gates(
         term: the latency term.
         config: how to train.
         travel: how far a parameter of the gates whose gradient is 1 throughout moves, however short the training.
+        target_ms: predicted latency that the term ends at, where it was measured: part of what the training is.
     """
     limit_gradients_(gates)
     n_steps = max(1, config.epochs * job.task.steps_per_epoch(config.batch_size))
@@ -141,7 +144,8 @@ def train_gates(
         objective=BudgetObjective(gated, gates, term, gate_lr),
         checkpoint=job.checkpoint,
         title=job.title,
-        identity=f"{job.budget_ms:.6g} ms of {job.device.objective}",
+        identity=f"{job.budget_ms:.6g} ms of {job.device.objective}"
+        + ("" if target_ms is None else f", predicted {target_ms!r}"),
     )
 
 

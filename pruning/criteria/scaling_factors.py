@@ -60,14 +60,12 @@ class ScalingFactors(SearchedGates):
         super().__init__()
         n_groups = len(space.groups)
         blocks = blocks_of(space)
-        widths = torch.from_numpy(space.full_widths)
-        self.register_buffer(
-            "group_of_slot", torch.arange(n_groups).repeat_interleave(widths), persistent=False
-        )
+        groups = torch.tensor([group.index for group in space.groups for _ in range(group.n_channels)])
+        self.register_buffer("group_of_slot", groups, persistent=False)
         self.register_buffer("block_of_group", torch.tensor(blocks), persistent=False)
-        self.register_buffer("is_neuron", _neurons(space).repeat_interleave(widths), persistent=False)
+        self.register_buffer("is_neuron", _neurons(space)[groups], persistent=False)
         start = HALF + _HEAD_START
-        self.slot = nn.Parameter(torch.full((int(widths.sum()),), start))
+        self.slot = nn.Parameter(torch.full((len(groups),), start))
         self.layer = nn.Parameter(torch.full((n_groups,), start))
         self.block = nn.Parameter(torch.full((max(blocks) + 1,), start))
 

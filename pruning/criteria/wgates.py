@@ -91,10 +91,11 @@ class WGates(SearchedGates):
             for producers in self._producers
         )
         self._ranges = [(group.offset, group.offset + group.n_channels) for group in space.groups]
-        sizes = torch.tensor([group.n_channels for group in space.groups])
-        self.register_buffer("_counts", sizes, persistent=False)
-        self.register_buffer("_groups", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
-        self.register_buffer("offset", torch.zeros(int(sizes.sum())))
+        counts = [group.n_channels for group in space.groups]
+        groups = [group.index for group in space.groups for _ in range(group.n_channels)]
+        self.register_buffer("_counts", torch.tensor(counts), persistent=False)
+        self.register_buffer("_groups", torch.tensor(groups), persistent=False)
+        self.register_buffer("offset", torch.zeros(len(groups)))
         self._counts: Tensor
         self._groups: Tensor
         self.offset: Tensor
@@ -113,9 +114,9 @@ class WGates(SearchedGates):
             worth: how much each slot deserves to stay, [n_slots], comparable between groups.
             parameters: the network's parameters by name.
         """
-        level = (worth - worth.mean()) / worth.std().clamp(min=1e-8) + INITIAL_BIAS
+        level = ((worth - worth.mean()) / worth.std().clamp(min=1e-8) + INITIAL_BIAS).to(self.bias)
         for index, (first, last) in enumerate(self._ranges):
-            part = level[first:last].to(self.bias)
+            part = level[first:last]
             self.bias[index] = part.mean()
             if len(part) < 2:
                 continue

@@ -16,20 +16,21 @@ import torch
 from ablations import ABLATIONS, FreeGates, largest_filters, random_filters
 from compare_methods import write_rows
 from comparison_table import Measured, plot, row_of, table
-from configurations import Configuration, Outcome, content_key, data_digest
+from configurations import OUTCOME_FILE, Configuration, Outcome, content_key, data_digest, finished
 from contenders import ablation_of, prune_options, schedule_of
 from torch import nn
 from torch_pruning_baseline import (
+    N_FINE,
     VARIANTS,
     TorchPruning,
     Tried,
-    slowest_within,
     try_ratios,
     with_conv_shortcuts,
 )
 from workloads import WORKLOADS
 
 from latency.space import SearchSpace
+from pruning.correction import slowest_within
 from pruning.criteria import METHODS
 from pruning.criteria.wgates import INITIAL_BIAS
 from pruning.data import load_data
@@ -130,7 +131,42 @@ def test_seeds_are_one_line_with_mean_and_spread() -> None:
 
     *_, line = table(rows(*seeds)).splitlines()
 
-    assert "| 0.490 ± 0.010 ms | 0.480 ms | 91.00 ± 1.00 % | -1.00 |" in line
+    assert "| 8 | 3 | 0.490 ± 0.010 ms | 0.480 ms | 91.00 ± 1.00 % | -1.00 |" in line
+
+
+def test_other_epochs_are_another_line() -> None:
+    short = Measured(replace(OUTCOME, epochs=2, accuracy=0.80), 0.49, (0.49, 0.49))
+
+    lines = table(rows(short, Measured(OUTCOME, 0.49, (0.49, 0.49)))).splitlines()[2:]
+
+    assert ["| 2 | 1 |" in lines[0], "| 8 | 1 |" in lines[1]] == [True, True]
+
+
+def test_a_seed_out_of_reach_is_counted() -> None:
+    missed = replace(OUTCOME, seed=1, certified_ms=None, accuracy=None, smallest_ms=0.61)
+
+    *_, line = table(rows(Measured(OUTCOME, 0.49, (0.49, 0.49)), Measured(missed))).splitlines()
+
+    assert "| 8 | 1 of 2 | 0.490 ms |" in line
+
+
+def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
+    made = {
+        "old-protocol": replace(OUTCOME, protocol=1),
+        "old-profile": replace(OUTCOME, protocol=2, accuracy=0.5),
+        "now": replace(OUTCOME, protocol=2),
+        "seed": replace(OUTCOME, protocol=2, seed=1),
+        "uniform": replace(OUTCOME, method="uniform"),
+    }
+    for age, (name, outcome) in enumerate(made.items()):
+        folder = tmp_path / OUTCOME.workload / "here" / name
+        folder.mkdir(parents=True)
+        outcome.write(folder)
+        os.utime(folder / OUTCOME_FILE, (age, age))
+
+    found = {folder.name: outcome for folder, outcome in finished(tmp_path, OUTCOME.workload)}
+
+    assert found == {name: made[name] for name in ("now", "seed", "uniform")}
 
 
 def test_a_network_over_its_budget_is_told() -> None:
@@ -201,7 +237,7 @@ def test_the_ratio_with_the_slowest_network_within_the_budget_is_taken() -> None
 
 def test_where_every_ratio_is_too_slow_there_is_none() -> None:
     assert slowest_within([Tried(0.5, 0.7, 0.71)], 0.6, 0.59) is None
-    assert slowest_within([Tried(0.5, 0.585, 0.61)], 0.6, 0.59) is None
+    assert slowest_within([Tried(0.5, 0.597, 0.61)], 0.6, 0.59) is None
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +267,41 @@ def test_torch_pruning_gives_a_narrower_network_on_the_grid(cifar_net: nn.Module
     assert sum(widths) < sum(m.out_channels for m in cifar_net.modules() if isinstance(m, nn.Conv2d))
     assert all(width % 16 == 0 for width in widths)
     assert pruned(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.is_global])
+def test_no_layer_gets_wider_as_torch_prunings_ratio_rises(cifar_net: nn.Module, name: str) -> None:
+    # Rounded to nothing, a layer would be left at its full width.
+    pruning = TorchPruning(cifar_net, VARIANTS[name], load_data("digits", (3, 32, 32)), round_to=16)
+
+    made = [pruning.at(ratio) for ratio in (0.3, 0.6, 0.8, 0.95)]
+
+    widths = np.array(
+        [[m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] for network in made]
+    )
+    assert (np.diff(widths, axis=0) <= 0).all()
+    assert set(widths[-1]) == {16}
+
+
+def test_ratios_known_for_another_aim_are_not_measured_again() -> None:
+    measured = []
+
+    def make(ratio: float) -> nn.Module:
+        return Widths(round(128 * (1 - ratio)))
+
+    def measure(network: nn.Module) -> tuple[float, float]:
+        measured.append(network.layer.out_features / 128)
+        return measured[-1], measured[-1]
+
+    first = try_ratios(make, measure, budget_ms=0.6, aim_ms=0.59)
+    n_measured = len(measured)
+    then = try_ratios(make, measure, budget_ms=0.6, aim_ms=0.55, tried=first)
+
+    assert then[: len(first)] == first
+    assert n_measured < len(measured) <= n_measured + N_FINE
+    best = slowest_within(then, 0.6, 0.55)
+    assert best is not None
+    assert 0.97 * 0.55 <= best.measured_ms <= 0.55
 
 
 def test_random_filters_are_as_many_as_wanted_and_differ_by_seed(residual_space: SearchSpace) -> None:

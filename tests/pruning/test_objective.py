@@ -27,6 +27,11 @@ def test_the_target_falls_from_the_start_to_the_budget_and_stays() -> None:
     assert [schedule.target_ms(share) for share in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([8, 4, 2, 2])
 
 
+def test_the_target_ends_at_the_budget_to_the_last_bit() -> None:
+    # 49 · (1 / 49) is less than 1.
+    assert [BudgetSchedule(49.0, 1.0, anneal=0.3).target_ms(share) for share in (0.3, 0.7, 1.0)] == [1.0] * 3
+
+
 def test_a_share_out_of_range_is_refused() -> None:
     with pytest.raises(SettingError, match="anneal is a share"):
         BudgetSchedule(8.0, 2.0, anneal=0.0)

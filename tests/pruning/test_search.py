@@ -9,6 +9,7 @@ from latency.device import DeviceSettings, fingerprint
 from latency.grid import Grid
 from latency.profiles import ProfileSet
 from latency.space import SearchSpace
+from pruning.errors import BudgetError
 from pruning.prices import DeviceBudget, PricedSpace
 from pruning.search import cut_within
 from tests.priced import grid_of_step, made_up_device, priced
@@ -82,6 +83,25 @@ def test_a_cut_meets_the_budgets_of_two_devices(
     assert there.measured_ms <= other_budget_ms == there.budget_ms
     assert max(cut.measured_ms, there.measured_ms / other_budget_ms) >= 0.9
     assert {id(profile) for profile in measured} == {id(device.profile), id(other.profile)}
+
+
+def test_a_cut_that_misses_a_further_device_by_little_is_refused(
+    residual_space: SearchSpace, other: DeviceBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first device's aim lies 10 % below its budget, the other's nearly at it: what is 3 % above the latter is, in
+    # ms of the first, above the aim and within the budget.
+    def aim_below_ms(budget_ms: float, apart: float) -> float:
+        return budget_ms / (1.1 if budget_ms == 1.0 else 1.01)
+
+    def measure(space: SearchSpace, widths: np.ndarray, profile: ProfileSet) -> tuple[float, float]:
+        return (0.5, 0.5) if profile is device.profile else (1.03 * 0.8, 1.03 * 0.8)
+
+    monkeypatch.setattr("pruning.prices.aim_below_ms", aim_below_ms)
+    monkeypatch.setattr("pruning.search.measure_candidate", measure)
+    device = priced(residual_space, PRICES, GRID, others=(dataclasses.replace(other, budget_ms=0.8),))
+
+    with pytest.raises(BudgetError, match=r"none is within 0\.8 ms on the device of 'runs/b'; .* 0\.824 ms"):
+        cut_within(SCORES, device, 1.0)
 
 
 def test_a_device_that_is_not_here_counts_as_predicted(

@@ -20,7 +20,7 @@ from pruning.training import TrainingConfig
 def test_the_fine_tuning_goes_on_at_the_rate_that_the_search_has_left(
     method: str, search_epochs: int, *, warms_up: bool
 ) -> None:
-    pruned = {"method": method, "search_epochs": search_epochs}
+    pruned = {"method": method, "search_epochs": search_epochs, "search_lr": 0.01}
 
     config = finetuning(FinetuneOptions(epochs=5, learning_rate=0.01), pruned, seed=3)
 
@@ -28,3 +28,12 @@ def test_the_fine_tuning_goes_on_at_the_rate_that_the_search_has_left(
     assert (config.epochs, config.learning_rate, config.seed) == (5, 0.01, 3)
     assert config.falls
     assert TrainingConfig(epochs=1).warm_up > 0
+
+
+def test_a_rate_above_the_searchs_is_warmed_up_to() -> None:
+    pruned = {"method": "wgates", "search_epochs": 3, "search_lr": 0.01}
+
+    rates = [finetuning(FinetuneOptions(learning_rate=lr), pruned, seed=0).factor(0.0) for lr in (0.01, 0.04)]
+
+    assert rates[0] == 1
+    assert rates[1] < 1
