@@ -33,12 +33,22 @@ Json = TypeVar("Json")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started, where it did; left together at the end."""
+    """Join the processes that `torchrun` started, where it did; left together at the end.
+
+    Raises:
+        SettingError: there are GPUs, but fewer than processes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     device = training_device()
     if device.type == "cuda":
+        n_here, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if n_here > n_gpus:
+            raise SettingError(
+                f"{n_here} processes on a machine with {n_gpus} GPU{'s' * (n_gpus != 1)}: each trains on its own; give "
+                f"torchrun --nproc-per-node {n_gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
+            )
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:

@@ -245,8 +245,8 @@ def _dearest_first(costs: Tensor, space: SearchSpace) -> list[Tensor]:
 def _layout(network: nn.Module) -> Precision:
     """The memory layout to judge in: channels innermost halve the time of grouped convolutions on a CPU.
 
-    Not timed as training's is: the same seed has to give the same order, to the last bit. In fp32, since small rises
-    have to show.
+    Not timed as training's is: the same seed has to give the same order, to the last bit. Not in bf16, since small
+    rises have to show.
     """
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return Precision(channels_last=any(convolution.groups > 1 for convolution in convolutions))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import Choice, FloatArray, cut_with_shift
+from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.criteria.base import SearchJob, SearchResult, finite
 from pruning.distributed import tensor_mean_over_all
 from pruning.gates import GatedNetwork, Gates
@@ -153,7 +154,7 @@ def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
     """Logarithm of what removing each channel costs in loss over what it saves in latency, [n_slots]."""
     title = None if job.title is None else f"{job.title}: what gates cost"
     space, budget_ms = job.space, job.budget_ms
-    costs = gate_costs(gated, job.n_slots, job.task, seed=job.seed, title=title)
+    costs = _costs(gated, job, title)
     rise = distillation_rise(
         gated, costs, space, job.task, n_images=WORTH_IMAGES, temperature=WORTH_TEMPERATURE
     )
@@ -163,6 +164,21 @@ def gate_worth(gated: GatedNetwork, job: SearchJob) -> Tensor:
     with shown(rise, title) as loss:
         path = removal_path(loss, space, job.device.grid, predict_ms, floor_ms)
     return worth_along(path, costs, space)
+
+
+def _costs(gated: GatedNetwork, job: SearchJob, title: str | None) -> Tensor:
+    """What gates cost; kept, like the losses that are judged by them, since a GPU's sums differ from run to run."""
+    if job.checkpoint is None:
+        return gate_costs(gated, job.n_slots, job.task, seed=job.seed, title=title)
+    decide = [weights_digest(job.network), job.task.record(), job.seed, torch.__version__]
+    key = hashlib.sha256(json.dumps(decide, sort_keys=True).encode()).hexdigest()[:12]
+    path = job.checkpoint.with_name(f"costs-{key}.safetensors")
+    known = load_checkpoint(path)
+    if known is None:
+        costs = gate_costs(gated, job.n_slots, job.task, seed=job.seed, title=title)
+        known = Checkpoint({"costs": costs.cpu()}, {})
+        save_checkpoint(path, known)
+    return known.tensors["costs"]
 
 
 def _key_of_rises(job: SearchJob, costs: Tensor) -> str:

@@ -73,12 +73,14 @@ class ScalingFactors(SearchedGates):
     def start_from(self, worth: Tensor, parameters: Mapping[str, Tensor]) -> None:
         """Divide the worth among the three factors; see `SearchedGates.start_from`."""
         del parameters
-        level = ((worth - worth.mean()) / worth.std().clamp(min=1e-8)).to(self.slot)
-        by_group = _means(level, self.group_of_slot, len(self.layer))
-        by_block = _means(by_group, self.block_of_group, len(self.block))
+        level = ((worth - worth.mean()) / worth.std().clamp(min=1e-8)).to(self.slot.dtype)
+        # On the CPU, where sums are the same to the last bit in every process, and when a search is resumed.
+        groups, blocks = self.group_of_slot.cpu(), self.block_of_group.cpu()
+        by_group = _means(level, groups, len(self.layer))
+        by_block = _means(by_group, blocks, len(self.block))
         start = HALF + _HEAD_START
-        self.slot.copy_(start + level - by_group[self.group_of_slot])
-        self.layer.copy_(start + by_group - by_block[self.block_of_group])
+        self.slot.copy_(start + level - by_group[groups])
+        self.layer.copy_(start + by_group - by_block[blocks])
         self.block.copy_(start + by_block)
 
     def levelled(self) -> tuple[nn.Parameter, ...]:

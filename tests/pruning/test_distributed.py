@@ -13,7 +13,7 @@ import pruning.training
 from pruning.checkpoint import Checkpoint, load_checkpoint
 from pruning.data import load_data
 from pruning.data.share import Share
-from pruning.distributed import from_first, is_first, require_shares, sum_over_all
+from pruning.distributed import from_first, is_first, process_group, require_shares, sum_over_all
 from pruning.errors import SettingError
 from pruning.trace import save_base, trace
 from tests.pruning.train_together import made, train_small
@@ -131,3 +131,16 @@ def test_a_single_process_is_left_as_it_is() -> None:
     assert is_first()
     assert sum_over_all(1.5) == 1.5
     assert from_first(lambda: {"done": 1}) == {"done": 1}
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    refused = pytest.raises(
+        SettingError, match=r"2 processes on a machine with 1 GPU: .* --nproc-per-node 1, or"
+    )
+    with refused, process_group():
+        pass

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from pruning.gates import GatedNetwork
 from pruning.objective import BudgetSchedule, HeldBudget
 from pruning.remembered import Loss
 from pruning.removal_order import distillation_rise
+from pruning.sensitivity import gate_costs
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
 from tests.conftest import SmallResidualNet
@@ -278,6 +280,8 @@ def test_an_interrupted_order_and_another_budget_find_the_losses_again(
         return gate_worth(GatedNetwork(job.network, job.space, gates, job.device.grid), job)
 
     alone = worth(0.6, None)
+    costs = Mock(side_effect=gate_costs)  # a GPU's would differ from run to run
+    monkeypatch.setattr("pruning.criteria.gate_search.gate_costs", costs)
     monkeypatch.setattr("pruning.criteria.gate_search.distillation_rise", counted)
 
     with pytest.raises(KeyboardInterrupt):
@@ -289,6 +293,7 @@ def test_an_interrupted_order_and_another_budget_find_the_losses_again(
     worth(0.7, tmp_path / "state-1.safetensors")  # ends earlier on the same way
 
     assert n_computed == n_before
+    costs.assert_called_once()
 
 
 def test_no_group_is_pulled_much_faster_than_the_others() -> None:
