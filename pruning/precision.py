@@ -88,9 +88,8 @@ def choose_precision(
     """
     images = images[:TIMED_IMAGES]
     trial = copy.deepcopy(network).train()
-    if (
-        images.device.type == "cuda"
-    ):  # its libraries are loaded in the first step, which none of the formats is to pay
+    if images.device.type == "cuda":
+        # Its libraries are loaded in the first step, which none of the formats is to pay for.
         _step_seconds(trial, images, FORMATS[0], clock)
     taken = {precision: [_step_seconds(trial, images, precision, clock)] for precision in FORMATS}
     fastest = min(first for (first,) in taken.values())
