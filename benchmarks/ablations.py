@@ -190,6 +190,13 @@ ABLATIONS: Mapping[str, Ablation] = {
     "untrained-gates": Ablation(
         "gates that stay where they start", prune=lambda how: replace(how, method=UntrainedGatesMethod.name)
     ),
+    "short-search": Ablation(
+        "searched for one epoch, fine-tuned for the others", search=lambda options: replace(options, epochs=1)
+    ),
+    "no-search": Ablation(
+        "cut where the gates start, fine-tuned in all epochs",
+        search=lambda options: replace(options, epochs=0),
+    ),
     "random-filters": Ablation("random filters at the method's widths", choose=random_filters),
     "l1-filters": Ablation("the largest filters at the method's widths", choose=largest_filters),
     "any-width": Ablation(

@@ -137,10 +137,10 @@ def schedule_of(configuration: Configuration) -> tuple[SearchOptions, FinetuneOp
     workload, ablation = configuration.workload, ablation_of(configuration)
     method = METHODS.get(configuration.method)  # None for those of other packages, which only fine-tune
     searches = method is not None and ablation.choose is None
-    n_search = method.search_epochs(workload.search_epochs) if method is not None and searches else 0
-    search = SearchOptions(epochs=workload.search_epochs, batch_size=workload.batch_size)
+    search = ablation.search(SearchOptions(epochs=workload.search_epochs, batch_size=workload.batch_size))
+    n_search = method.search_epochs(search.epochs) if method is not None and searches else 0
     tuning = FinetuneOptions(epochs=workload.epochs - n_search, batch_size=workload.batch_size)
-    return ablation.search(search), ablation.finetune(tuning)
+    return search, ablation.finetune(tuning)
 
 
 def prune_options(configuration: Configuration) -> PruneOptions:

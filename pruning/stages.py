@@ -250,14 +250,16 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
 
 
 def finetuning(options: FinetuneOptions, pruned: Mapping[str, Any], seed: int) -> TrainingConfig:
-    """How a slim network is trained: without warm-up where the search has left the learning rate as high, or higher.
+    """How a slim network is trained after its search.
+
+    On other variations of the images, and without warm-up where the learning rate was left as high, or higher.
 
     Args:
         options: what was asked for.
         pruned: result of `prune_stage`.
         seed: seed of the training.
     """
-    config = TrainingConfig(**asdict(options), seed=seed)
+    config = TrainingConfig(**asdict(options), seed=seed, first_epoch=pruned["search_epochs"])
     left_high = pruned["search_epochs"] > 0 and find_method(pruned["method"]).leaves_rate_high
     goes_on = left_high and config.learning_rate <= pruned.get("search_lr", 0.0)
     return replace(config, warm_up=0.0) if goes_on else config

@@ -49,6 +49,8 @@ class TrainingConfig:
         distillation: share of the teacher in the loss, in [0, 1], where there is a teacher.
         temperature: softness of the teacher's scores.
         seed: seed of the training.
+        first_epoch: passes that earlier trainings of the network have made: order and variation of the images go on
+            from there, so that a fine-tuning sees other crops than the search before it.
     """
 
     epochs: int
@@ -63,11 +65,12 @@ class TrainingConfig:
     distillation: float = 0.7
     temperature: float = 3.0
     seed: int = 0
+    first_epoch: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train anything."""
         # Batches of one image have no spread for BatchNorm to divide by.
-        least = {"epochs": 0, "batch_size": 2, "weight_decay": 0, "seed": 0}
+        least = {"epochs": 0, "batch_size": 2, "weight_decay": 0, "seed": 0, "first_epoch": 0}
         for name, lowest in least.items():
             _require(name, getattr(self, name), getattr(self, name) >= lowest, f"{lowest} or more")
         for name in ("warm_up", "momentum", "label_smoothing"):
@@ -263,9 +266,10 @@ class TrainingLoop:
         start, losses = time.perf_counter(), []
         n_steps = self.task.steps_per_epoch(self.config.batch_size)
         self.network.train()
+        visit = self.config.first_epoch + epoch
         # Dropout: the same whether resumed or not, another one in each process.
-        torch.manual_seed(self.config.seed + epoch + _PROCESS_SEEDS * own_share().index)
-        batches = self.task.train_batches(epoch, self.config.batch_size, own_share())
+        torch.manual_seed(self.config.seed + visit + _PROCESS_SEEDS * own_share().index)
+        batches = self.task.train_batches(visit, self.config.batch_size, own_share())
         for step, (images, labels) in enumerate(batches):
             progress = (epoch + step / n_steps) / self.config.epochs
             losses.append(self.step(images, labels, progress))

@@ -16,7 +16,15 @@ import torch
 from ablations import ABLATIONS, FreeGates, largest_filters, random_filters
 from compare_methods import write_rows
 from comparison_table import Measured, plot, row_of, table
-from configurations import OUTCOME_FILE, Configuration, Outcome, content_key, data_digest, finished
+from configurations import (
+    OUTCOME_FILE,
+    Configuration,
+    Outcome,
+    content_key,
+    data_digest,
+    finished,
+    protocol_of,
+)
 from contenders import ablation_of, prune_options, schedule_of
 from torch import nn
 from workloads import WORKLOADS
@@ -140,11 +148,12 @@ def test_a_seed_out_of_reach_is_counted() -> None:
 
 
 def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
+    protocol = protocol_of(OUTCOME.method)
     made = {
-        "old-protocol": replace(OUTCOME, protocol=1),
-        "old-profile": replace(OUTCOME, protocol=2, accuracy=0.5),
-        "now": replace(OUTCOME, protocol=2),
-        "seed": replace(OUTCOME, protocol=2, seed=1),
+        "old-protocol": replace(OUTCOME, protocol=protocol - 1),
+        "old-profile": replace(OUTCOME, protocol=protocol, accuracy=0.5),
+        "now": replace(OUTCOME, protocol=protocol),
+        "seed": replace(OUTCOME, protocol=protocol, seed=1),
         "uniform": replace(OUTCOME, method="uniform"),
     }
     for age, (name, outcome) in enumerate(made.items()):
@@ -278,6 +287,13 @@ def test_all_methods_train_for_the_same_number_of_epochs(method: str) -> None:
     searched = METHODS[method].search_epochs(search.epochs) if method in METHODS else 0
 
     assert searched + tuning.epochs == CONFIGURATION.workload.epochs
+
+
+@pytest.mark.parametrize(("ablation", "n_search"), [(None, 3), ("short-search", 1), ("no-search", 0)])
+def test_a_shorter_search_leaves_its_epochs_to_the_fine_tuning(ablation: str | None, n_search: int) -> None:
+    search, tuning = schedule_of(replace(CONFIGURATION, method="wgates", ablation=ablation))
+
+    assert (search.epochs, tuning.epochs) == (n_search, CONFIGURATION.workload.epochs - n_search)
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ def test_the_fine_tuning_goes_on_at_the_rate_that_the_search_has_left(
 
     assert (config.factor(0.0) < 1) == warms_up
     assert (config.epochs, config.learning_rate, config.seed) == (5, 0.01, 3)
+    assert config.first_epoch == search_epochs
     assert config.falls
     assert TrainingConfig(epochs=1).warm_up > 0
 

@@ -72,6 +72,17 @@ def test_the_same_seed_gives_the_same_network() -> None:
     assert not torch.equal(other.state_dict()["0.weight"], first.state_dict()["0.weight"])
 
 
+def test_a_second_training_goes_on_with_other_images_than_the_first() -> None:
+    config = replace(CONFIG, warm_up=0.0, falls=False, momentum=0.0)
+    at_once, in_parts, seen_again = small_net(), small_net(), small_net()
+    train(at_once, coloured_task(), replace(config, epochs=3))
+    for network, first_epoch in ((in_parts, 2), (seen_again, 0)):
+        train(network, coloured_task(), replace(config, epochs=2))
+        train(network, coloured_task(), replace(config, epochs=1, first_epoch=first_epoch))
+    assert_same_state(in_parts, state_of(at_once))
+    assert not torch.equal(seen_again.state_dict()["0.weight"], at_once.state_dict()["0.weight"])
+
+
 @pytest.mark.parametrize("precision", FORMATS, ids=lambda precision: precision.name)
 def test_every_format_trains_and_leaves_the_usual_layout(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
