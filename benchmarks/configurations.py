@@ -21,12 +21,20 @@ from workloads import Workload
 
 from pruning.files import file_sha256, write_atomically
 
-PROTOCOLS = {"torch-pruning": 2, "wgates": 3, "scaling-factors": 3, "dependency-aware": 2, "prunenet": 2}
+PROTOCOLS = {
+    "torch-pruning": 2,
+    "wgates": 3,
+    "scaling-factors": 3,
+    "dependency-aware": 2,
+    "prunenet": 2,
+    "uniform": 2,
+}
 """Version of how methods whose name begins so are run; 1 for others. Raised where rows made before are no longer what
 the method would give. 2 of those with gates: they start at the worth itself, their search ends at a latency measured
 before it, and its learning rate does not fall; 3 of them, 2 of others that train while they search: the fine-tuning
 sees other variations of the images than the search. 2 of Torch-Pruning: no layer is rounded to nothing, which had left
-it at full width; a budget is met by the rules of the other methods."""
+it at full width; a budget is met by the rules of the other methods. 2 of uniform: channels beside a shortcut that is
+padded with zeros may all go, since no layer goes with them."""
 
 DECIDING_PACKAGES = ("torch", "torchvision", "onnxruntime", "torch-pruning")
 """Packages of which another version may give another result; the last for its own rows only."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,23 @@ class SearchSpace:
         total = sum(layer.macs(self.full_widths) for layer in self.layers)
         fixed = sum(layer.fixed_macs for layer in self.layers)
         return 1.0 - fixed / total if total else 0.0
+
+    @cached_property
+    def zero_keeps_layers(self) -> frozenset[int]:
+        """Groups that may all be at width 0 together with every layer still there.
+
+        Such are the channels that a shortcut without parameters fills with zeros: without them the stage is as wide as
+        the one before it.
+        """
+        found: list[int] = []
+        for group in self.groups:
+            widths = self.full_widths.copy()
+            widths[[*found, group.index]] = 0
+            if group.zero_allowed and not group.removes and self.is_alive(widths):
+                canonical = self.canonical(widths)
+                if all(layer.macs(canonical) for layer in self.layers):
+                    found.append(group.index)
+        return frozenset(found)
 
     def canonical(self, widths: npt.ArrayLike) -> IntArray:
         """The same network's widths with every group that vanishes with another set to 0, [n_groups].

@@ -65,7 +65,7 @@ class PricedSpace:
         others: further devices with their budgets.
         objective: "latency" as LPNet predicts it; or "macs" or "channels": latency as a straight line in those
             tells it, so that a search that only counts them can be held to the same budgets.
-        depth: whether groups may vanish.
+        depth: whether layers may be removed.
     """
 
     space: SearchSpace
@@ -89,11 +89,17 @@ class PricedSpace:
 
     @property
     def grid(self) -> Grid:
-        """Widths allowed on every device; without 0 where groups may not vanish."""
+        """Widths allowed on every device; without depth, 0 only where every layer stays."""
+        may_be_zero = None if self.depth else self.space.zero_keeps_layers
         grids = [self.predictor.manifest.grid, *(other.predictor.manifest.grid for other in self.others)]
         columns = zip(*(grid.allowed for grid in grids), strict=True)
         common = (sorted(set.intersection(*map(set, allowed))) for allowed in columns)
-        return Grid(tuple(tuple(width for width in row if width or self.depth) for row in common))
+        return Grid(
+            tuple(
+                tuple(width for width in row if width or may_be_zero is None or index in may_be_zero)
+                for index, row in enumerate(common)
+            )
+        )
 
     def aim_ms(self, budget_ms: float) -> float:
         """Latency to aim at for a budget of the first device, so that a later measurement is within it as well."""

@@ -66,7 +66,7 @@ class PruneOptions:
     Attributes:
         method: name of the method, see `pruning.criteria.METHODS`.
         objective: what the search is charged for, see `pruning.prices.OBJECTIVES`; the budget is in ms either way.
-        depth: whether groups may vanish, where the method uses that.
+        depth: whether layers may be removed, where the method uses that.
         also: further devices: run directory with their profile and LPNet, or address of an LPNet of a service; and
             latency to meet there in ms.
     """

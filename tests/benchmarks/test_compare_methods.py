@@ -154,7 +154,7 @@ def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
         "old-profile": replace(OUTCOME, protocol=protocol, accuracy=0.5),
         "now": replace(OUTCOME, protocol=protocol),
         "seed": replace(OUTCOME, protocol=protocol, seed=1),
-        "uniform": replace(OUTCOME, method="uniform"),
+        "other": replace(OUTCOME, method="l1", protocol=protocol_of("l1")),
     }
     for age, (name, outcome) in enumerate(made.items()):
         folder = tmp_path / OUTCOME.workload / "here" / name
@@ -164,7 +164,7 @@ def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
 
     found = {folder.name: outcome for folder, outcome in finished(tmp_path, OUTCOME.workload)}
 
-    assert found == {name: made[name] for name in ("now", "seed", "uniform")}
+    assert found == {name: made[name] for name in ("now", "seed", "other")}
 
 
 def test_a_network_over_its_budget_is_told() -> None:

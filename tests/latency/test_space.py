@@ -58,6 +58,26 @@ def test_canonical_widths_close_what_vanishes_with_another_group() -> None:
     assert space("two_block_residual").canonical([8, 0, 4, 6, 4]).tolist() == [8, 0, 0, 6, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("zero_padded_shortcut", {"b"}),
+        ("residual", set()),  # its inner layer would be gone
+        ("chain", set()),
+    ],
+)
+def test_channels_beside_a_padded_shortcut_can_go_with_every_layer_still_there(
+    name: str, expected: set[str]
+) -> None:
+    made = space(name)
+    found = sorted(made.zero_keeps_layers)
+    widths = made.full_widths.copy()
+    widths[found] = 0
+
+    assert {made.groups[index].name for index in found} == expected
+    assert all(layer.macs(made.canonical(widths)) > 0 for layer in made.layers)
+
+
 def test_canonical_leaves_the_given_vector_alone() -> None:
     widths = np.array([8, 0, 4, 6, 4])
     space("two_block_residual").canonical(widths)

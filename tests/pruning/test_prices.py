@@ -11,7 +11,8 @@ from latency.space import SearchSpace
 from pruning.correction import aim_below_ms
 from pruning.errors import SettingError
 from pruning.prices import DeviceBudget, PricedSpace, counting_model
-from tests.priced import BASE_MS, made_up_device, priced
+from tests.nets import NETS
+from tests.priced import BASE_MS, grid_of_step, made_up_device, priced
 
 GRID = Grid(((2, 4, 6, 8), (0, 4, 8, 12)))
 OTHER_GRID = Grid(((4, 8), (0, 6, 12)))
@@ -31,10 +32,21 @@ def test_one_device_is_priced_by_its_own_predictor(residual_space: SearchSpace) 
     assert device.grid == GRID
 
 
-def test_without_depth_no_group_vanishes(residual_space: SearchSpace) -> None:
+def test_without_depth_no_layer_is_removed(residual_space: SearchSpace) -> None:
     device = priced(residual_space, PRICES, GRID, depth=False)
 
     assert device.grid.allowed == ((2, 4, 6, 8), (4, 8, 12))
+
+
+def test_without_depth_what_is_no_layer_may_go() -> None:
+    space = SearchSpace.from_model(NETS["zero_padded_shortcut"]().model)
+    device = priced(space, [0.1] * len(space.groups), grid_of_step(space, 4), depth=False)
+
+    may_be_zero = [
+        group.name for group, allowed in zip(space.groups, device.grid.allowed, strict=True) if 0 in allowed
+    ]
+
+    assert may_be_zero == ["b"]
 
 
 def test_widths_are_those_that_every_device_allows(two: PricedSpace) -> None:
