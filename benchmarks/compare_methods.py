@@ -46,6 +46,7 @@ def selected(
     seeds: Sequence[int],
     ablations: Sequence[str],
     epochs: int | None,
+    rates: Sequence[float | None],
 ) -> Iterator[Configuration]:
     """Configurations of a workload that the options ask for; ablations are of W-Gates."""
     chosen = WORKLOADS[workload]
@@ -53,8 +54,8 @@ def selected(
         chosen = replace(chosen, epochs=epochs, search_epochs=min(chosen.search_epochs, epochs - 1))
     names = list(ABLATIONS) if "all" in ablations else ablations
     what = [(method, None) for method in methods] + [("wgates", name) for name in names]
-    for budget, (method, ablation), seed in product(budgets, what, seeds):
-        yield Configuration(chosen, method, budget, seed, ablation)
+    for budget, (method, ablation), seed, rate in product(budgets, what, seeds, rates):
+        yield Configuration(chosen, method, budget, seed, ablation, rate)
 
 
 def state_of(ground: Ground, configuration: Configuration) -> str:
@@ -136,6 +137,9 @@ def _exchange(file: Path, other: str, device: str) -> None:
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,))
 @click.option("--ablation", "ablations", multiple=True, type=click.Choice([*ABLATIONS, "all"]))
 @click.option("--epochs", type=int, help="Training epochs of every method, search included.")
+@click.option(
+    "--lr", "rates", multiple=True, type=float, help="Highest learning rate of search and fine-tuning; 0.02."
+)
 @click.option("--cifar10", type=click.Path(exists=True, path_type=Path), help="CIFAR-10 as an .npz file.")
 @click.option("--imagenette", type=click.Path(exists=True, path_type=Path), help="Imagenette's folder.")
 @click.option("--weights", type=click.Path(exists=True, path_type=Path), help="Folder of trained weights.")
@@ -152,6 +156,7 @@ def main(
     seeds: tuple[int, ...],
     ablations: tuple[str, ...],
     epochs: int | None,
+    rates: tuple[float, ...],
     cifar10: Path | None,
     imagenette: Path | None,
     weights: Path | None,
@@ -163,6 +168,8 @@ def main(
     """See the module's docstring."""
     if not all(0 < budget <= 1 for budget in budgets):
         raise click.UsageError("--budget is a share of the dense latency, above 0 and at most 1.")
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise click.UsageError("--lr is a number above 0.")
     if epochs is not None and epochs < 2:
         raise click.UsageError(f"--epochs is 2 or more, search and fine-tuning; got {epochs}.")
     data = {name: path for name, path in (("cifar10", cifar10), ("imagenette", imagenette)) if path}
@@ -173,7 +180,8 @@ def main(
         workload = ground.workload.name
         prepare(ground)
         if not only_table:
-            for configuration in selected(workload, methods, budgets, seeds, ablations, epochs):
+            wanted = selected(workload, methods, budgets, seeds, ablations, epochs, rates or (None,))
+            for configuration in wanted:
                 if not only_list:
                     failures += failure(ground, configuration)
                 click.echo(f"{workload} {configuration.name}: {state_of(ground, configuration)}")

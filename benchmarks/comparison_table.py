@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from configurations import Outcome, finished
+from configurations import USUAL_RATE, Outcome, finished
 from contenders import Ground
 
 from latency.sessions import SessionPlan, measure_together
@@ -98,6 +98,7 @@ def row_of(measured: Measured, device: str) -> dict[str, Any]:
         "macs": outcome.macs,
         "params": outcome.params,
         "epochs": outcome.epochs,
+        "learning_rate": outcome.learning_rate,
         "seed": outcome.seed,
         "wall_seconds": outcome.wall_seconds,
         "counted": outcome.device == device,
@@ -109,20 +110,23 @@ def row_of(measured: Measured, device: str) -> dict[str, Any]:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table, the seeds of a configuration in one line: mean ± standard deviation."""
-    columns = (
-        "workload, method, budget, epochs, seeds, measured, predicted, accuracy, against dense, MACs, note"
-    )
+    columns = "workload, method, budget, epochs, lr, seeds, measured, predicted, accuracy, against dense, MACs, note"
     names = columns.split(", ")
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     together: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         method = f"{row['method']}, {row['ablation']}" if row["ablation"] else row["method"]
         kind = row["workload"], -row["budget_share"], not row["counted"], method, row["epochs"]
-        together[kind].append(row)
-    for (workload, share, uncounted, method, epochs), seeds in sorted(together.items(), key=lambda i: i[0]):
+        together[*kind, row.get("learning_rate", USUAL_RATE)].append(row)
+    for kind, seeds in sorted(together.items(), key=lambda item: item[0]):
+        workload, share, uncounted, method, epochs, rate = kind
         notes = ["made for another device"] * uncounted + [row["note"] for row in seeds if row["note"]][:1]
         n_done = sum(row["measured_ms"] is not None for row in seeds)
-        counts = [str(epochs), str(n_done) if n_done == len(seeds) else f"{n_done} of {len(seeds)}"]
+        counts = [
+            str(epochs),
+            f"{rate:g}",
+            str(n_done) if n_done == len(seeds) else f"{n_done} of {len(seeds)}",
+        ]
         cells = [workload, method, f"{seeds[0]['budget_ms']:.3f} ms ({-share:g})", *counts, *_figures(seeds)]
         lines.append(f"| {' | '.join([*cells, '; '.join(notes)])} |")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from typing import Any
 from workloads import Workload
 
 from pruning.files import file_sha256, write_atomically
+from pruning.stages import FinetuneOptions
 
 PROTOCOLS = {
     "torch-pruning": 2,
@@ -41,6 +42,9 @@ DECIDING_PACKAGES = ("torch", "torchvision", "onnxruntime", "torch-pruning")
 
 OUTCOME_FILE = "outcome.json"
 
+USUAL_RATE = FinetuneOptions().learning_rate
+"""Highest learning rate where none is asked for, and of rows written before it was kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
@@ -52,6 +56,7 @@ class Configuration:
         budget_share: budget over dense latency.
         seed: seed of everything random in search and training.
         ablation: name of the ablation; None for the method as it is.
+        learning_rate: highest one of search and fine-tuning; None is trimms' own.
     """
 
     workload: Workload
@@ -59,11 +64,13 @@ class Configuration:
     budget_share: float
     seed: int = 0
     ablation: str | None = None
+    learning_rate: float | None = None
 
     @property
     def name(self) -> str:
         """Short name, such as `wgates-0.5-s0` or `wgates-0.5-s0-no-depth`."""
-        parts = [self.method, f"{self.budget_share:g}", f"s{self.seed}", self.ablation]
+        rate = None if self.learning_rate is None else f"lr{self.learning_rate:g}"
+        parts = [self.method, f"{self.budget_share:g}", f"s{self.seed}", rate, self.ablation]
         return "-".join(part for part in parts if part)
 
 
@@ -86,6 +93,7 @@ class Outcome:
         macs: multiply-accumulates of one inference.
         params: parameters.
         epochs: training epochs, search included.
+        learning_rate: highest one of search and fine-tuning.
         seed: seed of the configuration.
         wall_seconds: time of all its training epochs, before interruptions too, in seconds.
         device: digest of the device that the budget belongs to.
@@ -108,6 +116,7 @@ class Outcome:
     macs: int | None = None
     params: int | None = None
     epochs: int
+    learning_rate: float = USUAL_RATE
     seed: int
     wall_seconds: float | None = None
     device: str
@@ -151,8 +160,9 @@ def content_key(configuration: Configuration, deciding: Mapping[str, Any]) -> st
         "versions": {name: metadata.version(name) for name in packages},
         **deciding,
     }
-    # Where the code lies decides nothing.
+    # Where the code lies decides nothing; the rate is in the schedule, among what else decides.
     record["workload"]["model"] = Path(configuration.workload.model).name
+    del record["learning_rate"]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -179,6 +189,7 @@ def finished(runs: Path, workload: str) -> Iterable[tuple[Path, Outcome]]:
         outcome = Outcome.read(path.parent)
         assert outcome is not None
         if outcome.protocol == protocol_of(outcome.method):
-            told = outcome.method, outcome.ablation, outcome.budget_share, outcome.seed, outcome.epochs
-            latest[outcome.device, *told] = path.parent, outcome
+            what = outcome.method, outcome.ablation, outcome.budget_share
+            how = outcome.seed, outcome.epochs, outcome.learning_rate
+            latest[outcome.device, *what, *how] = path.parent, outcome
     return sorted(latest.values(), key=lambda found: found[0])

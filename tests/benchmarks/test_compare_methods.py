@@ -18,6 +18,7 @@ from compare_methods import write_rows
 from comparison_table import Measured, plot, row_of, table
 from configurations import (
     OUTCOME_FILE,
+    USUAL_RATE,
     Configuration,
     Outcome,
     content_key,
@@ -128,7 +129,7 @@ def test_seeds_are_one_line_with_mean_and_spread() -> None:
 
     *_, line = table(rows(*seeds)).splitlines()
 
-    assert "| 8 | 3 | 0.490 ± 0.010 ms | 0.480 ms | 91.00 ± 1.00 % | -1.00 |" in line
+    assert "| 8 | 0.02 | 3 | 0.490 ± 0.010 ms | 0.480 ms | 91.00 ± 1.00 % | -1.00 |" in line
 
 
 def test_other_epochs_are_another_line() -> None:
@@ -136,7 +137,7 @@ def test_other_epochs_are_another_line() -> None:
 
     lines = table(rows(short, Measured(OUTCOME, 0.49, (0.49, 0.49)))).splitlines()[2:]
 
-    assert ["| 2 | 1 |" in lines[0], "| 8 | 1 |" in lines[1]] == [True, True]
+    assert ["| 2 | 0.02 | 1 |" in lines[0], "| 8 | 0.02 | 1 |" in lines[1]] == [True, True]
 
 
 def test_a_seed_out_of_reach_is_counted() -> None:
@@ -144,7 +145,7 @@ def test_a_seed_out_of_reach_is_counted() -> None:
 
     *_, line = table(rows(Measured(OUTCOME, 0.49, (0.49, 0.49)), Measured(missed))).splitlines()
 
-    assert "| 8 | 1 of 2 | 0.490 ms |" in line
+    assert "| 8 | 0.02 | 1 of 2 | 0.490 ms |" in line
 
 
 def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
         "old-profile": replace(OUTCOME, protocol=protocol, accuracy=0.5),
         "now": replace(OUTCOME, protocol=protocol),
         "seed": replace(OUTCOME, protocol=protocol, seed=1),
+        "rate": replace(OUTCOME, protocol=protocol, learning_rate=0.05),
         "other": replace(OUTCOME, method="l1", protocol=protocol_of("l1")),
     }
     for age, (name, outcome) in enumerate(made.items()):
@@ -164,7 +166,7 @@ def test_superseded_outcomes_are_no_further_seeds(tmp_path: Path) -> None:
 
     found = {folder.name: outcome for folder, outcome in finished(tmp_path, OUTCOME.workload)}
 
-    assert found == {name: made[name] for name in ("now", "seed", "other")}
+    assert found == {name: made[name] for name in ("now", "seed", "rate", "other")}
 
 
 def test_a_network_over_its_budget_is_told() -> None:
@@ -287,6 +289,27 @@ def test_all_methods_train_for_the_same_number_of_epochs(method: str) -> None:
     searched = METHODS[method].search_epochs(search.epochs) if method in METHODS else 0
 
     assert searched + tuning.epochs == CONFIGURATION.workload.epochs
+
+
+def test_another_learning_rate_is_that_of_search_and_fine_tuning_and_another_configuration() -> None:
+    plain, faster = CONFIGURATION, replace(CONFIGURATION, learning_rate=0.05)
+    search, tuning = schedule_of(faster)
+    keys = {content_key(each, {"schedule": repr(schedule_of(each))}) for each in (plain, faster)}
+
+    assert (search.lr, tuning.learning_rate) == (0.05, 0.05)
+    assert schedule_of(plain)[1].learning_rate == USUAL_RATE
+    assert len(keys) == 2
+    assert faster.name == "wgates-0.5-s0-lr0.05"
+
+
+def test_rows_of_different_learning_rates_are_no_seeds_of_each_other() -> None:
+    faster = replace(OUTCOME, learning_rate=0.05)
+
+    lines = table(
+        rows(Measured(OUTCOME, 0.49, (0.49, 0.49)), Measured(faster, 0.49, (0.49, 0.49)))
+    ).splitlines()[2:]
+
+    assert ["| 0.02 | 1 |" in lines[0], "| 0.05 | 1 |" in lines[1]] == [True, True]
 
 
 @pytest.mark.parametrize(("ablation", "n_search"), [(None, 3), ("short-search", 1), ("no-search", 0)])
