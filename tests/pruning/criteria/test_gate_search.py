@@ -201,6 +201,20 @@ def test_a_budget_that_no_cut_meets_costs_no_training(make_job: Callable[..., Se
     assert all(torch.equal(value, before[name]) for name, value in job.parameters().items())
 
 
+def test_without_epochs_the_network_is_cut_where_the_gates_start(
+    make_job: Callable[..., SearchJob], tmp_path: Path
+) -> None:
+    job = make_job(epochs=0, checkpoint=tmp_path / "state-0.safetensors")
+    before = job.parameters()
+
+    found = WGatesMethod().search(job)
+
+    worth = job.stored("worth", lambda: torch.zeros(job.n_slots))
+    assert found.history.rows == ()
+    assert np.array_equal(np.argsort(found.scores), np.argsort(worth.numpy()))
+    assert all(torch.equal(value, before[name]) for name, value in job.parameters().items())
+
+
 def test_a_resumed_search_ends_at_the_same_latency(
     make_job: Callable[..., SearchJob], tmp_path: Path
 ) -> None:
