@@ -132,6 +132,11 @@ def open_journal(path: Path) -> Iterator[ProfileJournal]:
             raise ProfileError(
                 f"Another process is profiling into {path}; wait for it to end, or choose another file."
             ) from None
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"Cannot lock the profile set {path}: {error.strerror}; let --out be a folder on a file system with "
+                "locks, such as a local disk."
+            ) from error
         _sync_folder(path.parent)
         yield ProfileJournal(path, file)
 

@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import getpass
 import itertools
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -26,7 +26,7 @@ import numpy as np
 import onnxruntime as ort
 
 from latency.device import DeviceSettings
-from latency.errors import DeviceBusyError, InputError
+from latency.errors import DeviceBusyError, EnvironmentFailure, InputError
 from latency.session import bound_run, random_feed
 from latency.timing import MS_PER_NS, Clock, TimedNet, clock_of, garbage_collection_off
 
@@ -253,7 +253,7 @@ def device_lock(
         DeviceBusyError: the device was not free within `wait_s`.
     """
     # One file a user: in a shared /tmp another user's file may not even be opened.
-    name = f"trimms-{getpass.getuser()}-{settings.hardware}"
+    name = f"trimms-{os.getuid()}-{settings.hardware}"
     folder = folder or Path(tempfile.gettempdir())
     deadline = time.monotonic() + wait_s
     with contextlib.ExitStack() as held:
@@ -283,6 +283,10 @@ def _locked(path: Path, deadline: float, *, shared: bool = False) -> Iterator[No
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.01)
+            except OSError as error:
+                raise EnvironmentFailure(
+                    f"Cannot lock {path}: {error.strerror}; let TMPDIR be a folder on a local disk."
+                ) from error
         yield
 
 

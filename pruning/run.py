@@ -76,12 +76,12 @@ class RunDirectory:
         return self.path / name
 
     def begin(self, settings: RunSettings) -> None:
-        """Write `run.json`, or check that it holds the same settings.
+        """Write `run.json`, or check that it holds the same settings where anything was made with them.
 
         Raises:
             SettingError: the directory holds a run with other settings.
         """
-        if self.file("run.json").is_file():
+        if self.file("run.json").is_file() and self.file("base.onnx").is_file():
             found, wanted = asdict(self.settings()), asdict(settings)
             differing = [name for name in wanted if found[name] != wanted[name]]
             if differing:

@@ -6,7 +6,7 @@ one that was interrupted goes on from its checkpoint.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from pruning.certificate import recorded_versions
 from pruning.criteria import find_method
 from pruning.data import ImageTask, load_data
 from pruning.distributed import from_first, training_device
-from pruning.errors import SettingError
+from pruning.errors import SettingError, WeightsError
 from pruning.export import (
     dense_model,
     deployed_model,
@@ -44,6 +44,9 @@ from pruning.surgery import slim
 from pruning.trace import trace
 from pruning.training import TrainingConfig, train
 from pruning.weights import load_weights_, save_weights
+
+MADE = ("pruned.onnx", "pruned.safetensors")
+"""Files of a fine-tuning whose hashes are kept with its result: what it says is true of them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,12 @@ class Workbench:
         settings = self.settings
         torch.manual_seed(settings.seed)
         weights = None if settings.weights is None else self.run.path.cwd() / settings.weights
+        known = settings.weights_sha256
+        if weights is not None and known is not None and weights.is_file() and file_sha256(weights) != known:
+            raise WeightsError(
+                f"'{weights}' has changed since this run was begun, and its other files were made with what it held "
+                "then; bring that file back, or begin another run with another --out."
+            )
         return load_model(settings.model, weights, self.task.n_classes)
 
     def dense_network(self) -> nn.Module:
@@ -226,22 +235,33 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
     if pruned.get("precision", "fp32") != "fp32":
         inputs["precision"] = pruned["precision"]
     known = run.finished("finetune", inputs)
-    if known is not None and run.file("pruned.onnx").is_file():
-        return known
-    teacher = bench.dense_network().to(training_device())
     searched = bench.new_network()
     load_weights_(searched, searched_path)
     network, plan = slim(searched, bench.space, Plan.read(plan_path))
+    asked = {"budget_ms": pruned["budget_ms"], "predicted_ms": pruned["predicted_ms"]}
+
+    def take_over(found: dict[str, Any]) -> dict[str, Any]:
+        """The same network for another budget: the plan as it was written is without what surgery does to modules."""
+        if plan != Plan.read(plan_path):
+            plan.write(plan_path)
+        if found | asked != found:
+            run.amend("finetune", found | asked)
+        return found | asked
+
+    if known is not None and run.file("pruned.onnx").is_file():
+        return from_first(partial(take_over, known))
+    teacher = bench.dense_network().to(training_device())
     network.to(training_device())
     config = finetuning(options, pruned, bench.settings.seed)
     history = finetune(network, teacher, bench.task, config, checkpoint=run.checkpoint("finetune", inputs))
 
     def finish() -> dict[str, Any]:
         plan.write(plan_path)
-        result = _export(bench, network.cpu(), teacher, plan.positions(bench.space)) | {
-            "budget_ms": pruned["budget_ms"],
-            "predicted_ms": pruned["predicted_ms"],
+        result = _export(bench, network.cpu(), teacher, plan.positions(bench.space)) | asked
+        result |= {
             "history": history.to_json(),
+            "plan": plan.fingerprint,
+            "sha256": {name: file_sha256(run.file(name)) for name in MADE},
         }
         run.finish("finetune", inputs, result)
         return result

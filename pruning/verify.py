@@ -1,7 +1,9 @@
 """Measures the pruned network against the dense one; writes the certificate, or checks it. Needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
@@ -29,6 +31,7 @@ from pruning.certificate import (
 from pruning.correction import N_SESSIONS, repeatability
 from pruning.errors import InputError, SettingError
 from pruning.files import file_sha256
+from pruning.plan import Plan
 from pruning.run import RunDirectory
 
 VERIFYING = SessionPlan(N_SESSIONS, 4.0, Protocol(min_pairs=32, max_pairs=100, relative_precision=0.005))
@@ -188,11 +191,12 @@ def certify(run: RunDirectory) -> Verification:
     """Measure the run's pruned network and write `certificate.json`.
 
     Raises:
-        SettingError: a stage before this one has not been run.
+        SettingError: a stage before this one has not been run, or not since its files changed.
         DeviceMismatchError: this is not the device that was profiled.
     """
-    profile = read_profile(run.file("profile.jsonl"))
+    profile = read_profile(run.require("profile.jsonl", "run `trimms profile` first"))
     tuned = run.result("finetune", "run `trimms finetune` first")
+    _require_belonging(run, tuned)
     measurement = measure_pruned(run, profile)
     measured_ms, ci_ms = clocked_ms(profile.clock, measurement)
     header = profile.header
@@ -229,6 +233,20 @@ def certify(run: RunDirectory) -> Verification:
     return _verification(certificate, measurement, profile)
 
 
+def _require_belonging(run: RunDirectory, tuned: Mapping[str, Any]) -> None:
+    """Refuse to certify files that the last fine-tuning has not made, or a plan that it was not made for."""
+    advice = "run `trimms finetune` first"
+    plan = Plan.read(run.require("plan.json", advice))
+    changed = ["plan.json"] if tuned.get("plan", plan.fingerprint) != plan.fingerprint else []
+    known: Mapping[str, str] = tuned.get("sha256", {})
+    changed += [name for name, digest in known.items() if file_sha256(run.require(name, advice)) != digest]
+    if changed:
+        raise SettingError(
+            f"{', '.join(changed)} in '{run.path}' changed after the fine-tuning, whose accuracy and budget would be "
+            f"certified; {advice}."
+        )
+
+
 def verify(run: RunDirectory) -> Verification:
     """Measure a certified run again; the certificate stays as it is.
 
@@ -236,13 +254,14 @@ def verify(run: RunDirectory) -> Verification:
         InputError: the certificate is damaged, or a file is no longer the one it was written for.
         DeviceMismatchError: this is not the device that was profiled.
     """
-    path: Path = run.require("certificate.json", "run `trimms finetune` first")
+    path: Path = run.require("certificate.json", "run `trimms verify` first, which writes it")
     certificate = Certificate.read(path)
     changed = changed_files(certificate, run.path)
     if changed:
         raise InputError(
             f"'{run.path}' no longer holds what was certified: {', '.join(changed)} changed or missing; "
-            "run `trimms verify --renew` to certify the files as they are."
+            "bring them back, or run `trimms verify --renew`; where the network or its plan changed, `trimms finetune` "
+            "before it."
         )
     profile = read_profile(run.file("profile.jsonl"))
     return _verification(certificate, measure_pruned(run, profile), profile)

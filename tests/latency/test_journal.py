@@ -171,3 +171,16 @@ def test_measurements_of_another_kind_are_not_added(path, change, error, message
     require_same(HEADER, HEADER, path)
     with pytest.raises(error, match=message):
         require_same(HEADER, dataclasses.replace(HEADER, **change), path)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def no_locks(file, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+
+    with (
+        pytest.raises(EnvironmentFailure, match=r"Cannot lock the profile set .*profile\.jsonl: No locks"),
+        open_journal(tmp_path / "profile.jsonl"),
+    ):
+        pass

@@ -1,6 +1,8 @@
+import errno
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latency.device import DeviceSettings
-from latency.errors import DeviceBusyError, InputError
+from latency.errors import DeviceBusyError, EnvironmentFailure, InputError
 from latency.measure import (
     Protocol,
     device_lock,
@@ -304,6 +306,25 @@ def test_parts_of_a_device_are_held_side_by_side_but_never_with_all_of_it(tmp_pa
             with pytest.raises(DeviceBusyError), lock(refused):
                 pass
     with lock(), pytest.raises(DeviceBusyError), lock("core-0"):
+        pass
+
+
+def test_a_folder_without_locks_and_a_user_without_a_name_are_no_traceback(tmp_path, monkeypatch):
+    def no_locks(file, kind):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def no_name():
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setattr("getpass.getuser", no_name)
+    with device_lock(DeviceSettings(), folder=tmp_path):
+        pass
+    monkeypatch.setattr("fcntl.flock", no_locks)
+
+    with (
+        pytest.raises(EnvironmentFailure, match=r"Cannot lock .*: Function not .*; let TMPDIR be"),
+        device_lock(DeviceSettings(), folder=tmp_path),
+    ):
         pass
 
 

@@ -20,6 +20,7 @@ from pruning.certificate import Certificate
 from pruning.checkpoint import load_checkpoint
 from pruning.plan import Plan
 from pruning.run import RunDirectory
+from pruning.stages import FinetuneOptions, Workbench, finetune_stage
 from pruning.surgery import load_slim
 from pruning.verify import Verification, certify
 from tests.command_line import SMALL_RUN, invoke
@@ -133,6 +134,56 @@ def test_a_changed_file_is_not_verified(finished_run: tuple[Path, dict[str, obje
 
     assert done.exit_code == 2
     assert "pruned.onnx changed or missing" in done.stderr
+
+
+def test_a_network_without_a_certificate_gets_one(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    (copy / "certificate.json").unlink()
+
+    done = invoke("verify", "--out", copy, "--json")
+
+    assert done.exit_code in (0, 1), done.output
+    assert Certificate.read(copy / "certificate.json").budget_ms == finished_run[1]["budget_ms"]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "pruned.onnx"])
+def test_what_the_fine_tuning_has_not_made_is_not_certified(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    plan = Plan.read(copy / "plan.json")
+    if name == "plan.json":
+        kept = {group: positions[:-1] or positions for group, positions in plan.kept.items()}
+        replace(plan, kept=kept).write(copy / name)
+    else:
+        (copy / name).write_bytes((copy / "base.onnx").read_bytes())
+
+    done = invoke("verify", "--out", copy, "--renew")
+
+    assert done.exit_code == 2
+    assert f"{name} in '{copy}' changed after the fine-tuning" in done.stderr
+
+
+def test_a_fine_tuning_used_again_takes_the_new_budget_and_completes_the_plan(
+    finished_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    plan = Plan.read(copy / "plan.json")
+    replace(plan, modules=()).write(copy / "plan.json")
+    pruned, tuned = (json.loads((copy / f"stages/{name}.json").read_text()) for name in ("prune", "finetune"))
+    pruned["result"]["budget_ms"] = 0.123
+    (copy / "stages/prune.json").write_text(json.dumps(pruned))
+
+    found = finetune_stage(Workbench(RunDirectory(copy)), FinetuneOptions(**tuned["inputs"]["options"]))
+
+    assert (found["budget_ms"], found["history"]) == (0.123, tuned["result"]["history"])
+    assert Plan.read(copy / "plan.json") == plan
+    assert certify(RunDirectory(copy)).certificate.budget_ms == 0.123
 
 
 def test_a_run_of_another_device_is_not_verified(

@@ -11,7 +11,9 @@ from latency.device import DeviceSettings, fingerprint
 from latency.probing import DeviceProbe
 from latency.profiles import read_profile
 from pruning.certificate import Certificate
+from pruning.errors import InputError
 from pruning.run import RunDirectory
+from pruning.verify import measure_pruned
 from tests.command_line import SMALL_RUN, invoke
 
 pytestmark = pytest.mark.usefixtures("two_quick_sessions")
@@ -70,9 +72,8 @@ def test_a_network_in_another_number_format_than_the_profile_is_not_measured(
     out = tmp_path / "out"
     shutil.copytree(int8_run[0], out)
     shutil.copy(out / "pruned.fp32.onnx", out / "pruned.onnx")
-    done = invoke("verify", "--out", out, "--renew")
-    assert done.exit_code == 2
-    assert "pruned.onnx' is in fp32, but int8 was profiled" in done.stderr
+    with pytest.raises(InputError, match=r"pruned\.onnx' is in fp32, but int8 was profiled"):
+        measure_pruned(RunDirectory(out), read_profile(out / "profile.jsonl"))
 
 
 def test_a_further_device_in_another_number_format_is_refused(

@@ -21,10 +21,20 @@ def test_settings_survive_writing_and_reading(tmp_path: Path) -> None:
 def test_a_run_is_continued_with_the_same_settings_only(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.begin(SETTINGS)
+    run.file("base.onnx").touch()
 
     run.begin(SETTINGS)
     with pytest.raises(SettingError, match=r"holds a run with data 'digits', not 'npz:a\.npz'"):
         run.begin(replace(SETTINGS, data="npz:a.npz"))
+
+
+def test_a_run_that_was_refused_before_anything_was_made_can_begin_anew(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.begin(SETTINGS)
+
+    run.begin(replace(SETTINGS, train_epochs=12))
+
+    assert run.settings().train_epochs == 12
 
 
 def test_a_directory_without_a_run_says_how_to_begin_one(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """How stages follow from the ones before them."""
 
+from pathlib import Path
+
 import pytest
 
-from pruning.stages import FinetuneOptions, finetuning
+from pruning.errors import WeightsError
+from pruning.files import file_sha256
+from pruning.run import RunDirectory, RunSettings
+from pruning.stages import FinetuneOptions, Workbench, finetuning
 from pruning.training import TrainingConfig
 
 
@@ -38,3 +43,20 @@ def test_a_rate_above_the_searchs_is_warmed_up_to() -> None:
 
     assert rates[0] == 1
     assert rates[1] < 1
+
+
+def test_weights_that_changed_since_the_run_was_begun_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "best.pth"
+    weights.write_bytes(b"as they were")
+    settings = RunSettings(
+        model="torchvision:resnet18",
+        data="digits",
+        input_shape=(1, 3, 16, 16),
+        weights=str(weights),
+        weights_sha256=file_sha256(weights),
+    )
+    bench = Workbench(RunDirectory(tmp_path / "run"), settings)
+    weights.write_bytes(b"after another epoch")
+
+    with pytest.raises(WeightsError, match=r"best\.pth' has changed since this run was begun"):
+        bench.new_network()
