@@ -235,22 +235,11 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
     if pruned.get("precision", "fp32") != "fp32":
         inputs["precision"] = pruned["precision"]
     known = run.finished("finetune", inputs)
-    searched = bench.new_network()
-    load_weights_(searched, searched_path)
-    network, plan = slim(searched, bench.space, Plan.read(plan_path))
     asked = {"budget_ms": pruned["budget_ms"], "predicted_ms": pruned["predicted_ms"]}
-
-    def take_over(found: dict[str, Any]) -> dict[str, Any]:
-        """The same network for another budget: the plan as it was written is without what surgery does to modules."""
-        if plan != Plan.read(plan_path):
-            plan.write(plan_path)
-        if found | asked != found:
-            run.amend("finetune", found | asked)
-        return found | asked
-
     if known is not None and run.file("pruned.onnx").is_file():
-        return from_first(partial(take_over, known))
+        return from_first(partial(_taken_over, bench, known, asked))
     teacher = bench.dense_network().to(training_device())
+    network, plan = _slimmed(bench)
     network.to(training_device())
     config = finetuning(options, pruned, bench.settings.seed)
     history = finetune(network, teacher, bench.task, config, checkpoint=run.checkpoint("finetune", inputs))
@@ -267,6 +256,24 @@ def finetune_stage(bench: Workbench, options: FinetuneOptions) -> dict[str, Any]
         return result
 
     return from_first(finish)
+
+
+def _slimmed(bench: Workbench) -> tuple[nn.Module, Plan]:
+    """The network as the search has left it, without what its plan removes; and the plan with what that took."""
+    searched = bench.new_network()
+    load_weights_(searched, bench.run.file("prune/network.safetensors"))
+    return slim(searched, bench.space, Plan.read(bench.run.file("plan.json")))
+
+
+def _taken_over(bench: Workbench, known: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The result of a fine-tuning for what is asked of its plan now, completed where a cut has written it anew."""
+    run = bench.run
+    if not Plan.read(run.file("plan.json")).modules:
+        _, plan = _slimmed(bench)
+        plan.write(run.file("plan.json"))
+    if known | asked != known:
+        run.amend("finetune", known | asked)
+    return known | asked
 
 
 def finetuning(options: FinetuneOptions, pruned: Mapping[str, Any], seed: int) -> TrainingConfig:
