@@ -23,7 +23,7 @@ from typing import Any
 import click
 from ablations import ABLATIONS
 from comparison_table import measure_all, plot, row_of, table
-from configurations import Configuration, Outcome
+from configurations import USUAL_RATE, Configuration, Outcome
 from contenders import Ground, run_configuration
 from environment import RESULTS, ROOT, write_results
 from torch_pruning_baseline import VARIANTS
@@ -46,7 +46,7 @@ def selected(
     seeds: Sequence[int],
     ablations: Sequence[str],
     epochs: int | None,
-    rates: Sequence[float | None],
+    rates: Sequence[float],
 ) -> Iterator[Configuration]:
     """Configurations of a workload that the options ask for; ablations are of W-Gates."""
     chosen = WORKLOADS[workload]
@@ -138,7 +138,12 @@ def _exchange(file: Path, other: str, device: str) -> None:
 @click.option("--ablation", "ablations", multiple=True, type=click.Choice([*ABLATIONS, "all"]))
 @click.option("--epochs", type=int, help="Training epochs of every method, search included.")
 @click.option(
-    "--lr", "rates", multiple=True, type=float, help="Highest learning rate of search and fine-tuning; 0.02."
+    "--lr",
+    "rates",
+    multiple=True,
+    type=float,
+    default=(USUAL_RATE,),
+    help=f"Highest learning rate of search and fine-tuning; {USUAL_RATE:g}.",
 )
 @click.option("--cifar10", type=click.Path(exists=True, path_type=Path), help="CIFAR-10 as an .npz file.")
 @click.option("--imagenette", type=click.Path(exists=True, path_type=Path), help="Imagenette's folder.")
@@ -180,8 +185,7 @@ def main(
         workload = ground.workload.name
         prepare(ground)
         if not only_table:
-            wanted = selected(workload, methods, budgets, seeds, ablations, epochs, rates or (None,))
-            for configuration in wanted:
+            for configuration in selected(workload, methods, budgets, seeds, ablations, epochs, rates):
                 if not only_list:
                     failures += failure(ground, configuration)
                 click.echo(f"{workload} {configuration.name}: {state_of(ground, configuration)}")

@@ -56,7 +56,7 @@ class Configuration:
         budget_share: budget over dense latency.
         seed: seed of everything random in search and training.
         ablation: name of the ablation; None for the method as it is.
-        learning_rate: highest one of search and fine-tuning; None is trimms' own.
+        learning_rate: highest one of search and fine-tuning.
     """
 
     workload: Workload
@@ -64,12 +64,12 @@ class Configuration:
     budget_share: float
     seed: int = 0
     ablation: str | None = None
-    learning_rate: float | None = None
+    learning_rate: float = USUAL_RATE
 
     @property
     def name(self) -> str:
         """Short name, such as `wgates-0.5-s0` or `wgates-0.5-s0-no-depth`."""
-        rate = None if self.learning_rate is None else f"lr{self.learning_rate:g}"
+        rate = None if self.learning_rate == USUAL_RATE else f"lr{self.learning_rate:g}"
         parts = [self.method, f"{self.budget_share:g}", f"s{self.seed}", rate, self.ablation]
         return "-".join(part for part in parts if part)
 

@@ -119,7 +119,7 @@ class Ground:
             budget_ms=self.budget_ms(configuration),
             dense_ms=self.dense_ms,
             epochs=configuration.workload.epochs,
-            learning_rate=schedule_of(configuration)[1].learning_rate,
+            learning_rate=configuration.learning_rate,
             seed=configuration.seed,
             device=self.device,
             protocol=protocol_of(configuration.method),
@@ -138,12 +138,10 @@ def schedule_of(configuration: Configuration) -> tuple[SearchOptions, FinetuneOp
     workload, ablation = configuration.workload, ablation_of(configuration)
     method = METHODS.get(configuration.method)  # None for those of other packages, which only fine-tune
     searches = method is not None and ablation.choose is None
-    search = ablation.search(SearchOptions(epochs=workload.search_epochs, batch_size=workload.batch_size))
-    rate = configuration.learning_rate
+    size, rate = workload.batch_size, configuration.learning_rate
+    search = ablation.search(SearchOptions(epochs=workload.search_epochs, batch_size=size, lr=rate))
     n_search = method.search_epochs(search.epochs) if method is not None and searches else 0
-    tuning = FinetuneOptions(epochs=workload.epochs - n_search, batch_size=workload.batch_size)
-    if rate is not None:
-        search, tuning = replace(search, lr=rate), replace(tuning, learning_rate=rate)
+    tuning = FinetuneOptions(epochs=workload.epochs - n_search, batch_size=size, learning_rate=rate)
     return search, ablation.finetune(tuning)
 
 

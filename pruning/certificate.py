@@ -8,6 +8,7 @@ which they disagree with it is refused as damaged.
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -239,11 +240,11 @@ class Certificate:
         return certificate
 
 
-def changed_files(certificate: Certificate, directory: Path) -> tuple[str, ...]:
-    """Names of the certified files in `directory` that are missing or no longer what was certified."""
+def changed_files(sha256: Mapping[str, str], directory: Path) -> tuple[str, ...]:
+    """Names of the files in `directory` that are missing or no longer have the SHA-256, in hex, kept of them."""
     return tuple(
         name
-        for name, expected in sorted(certificate.sha256.items())
+        for name, expected in sorted(sha256.items())
         if not (directory / name).is_file() or file_sha256(directory / name) != expected
     )
 

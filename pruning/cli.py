@@ -281,12 +281,12 @@ def finetune(out: Path, as_json: bool, epochs: int, lr: float, train_batch_size:
 
 
 @cli.command()
-@click.option("--renew", is_flag=True, help="Write a new certificate for the files as they are.")
+@click.option("--renew", is_flag=True, help="Write a new certificate for what the last fine-tuning made.")
 @out_option
 @json_option
 @guarded
 def verify(out: Path, as_json: bool, renew: bool) -> int:
-    """Measure the pruned network against the dense one and check the certificate. Needs no torch.
+    """Measure the pruned network against the dense one and check the certificate, or write it. Needs no torch.
 
     \b
     Exit code 0 only when the measured latency is within the budget and agrees with the certificate.

@@ -300,8 +300,8 @@ def _widths(full: IntArray, widths: str | None, scale: float | None) -> IntArray
 
 def verify_stage(run: RunDirectory, *, renew: bool) -> tuple[dict[str, Any], int]:
     """Measure the pruned network, again where it has a certificate; the result, and the exit code."""
-    first = renew or not run.file("certificate.json").is_file()
-    verification, others = certify(run) if first else verify(run), verify_others(run)
+    certifies = renew or not run.file("certificate.json").is_file()
+    verification, others = certify(run) if certifies else verify(run), verify_others(run)
     result = verification_summary(verification, others)
     return result, 0 if result["within_budget"] and verification.agrees else 1
 

@@ -90,13 +90,13 @@ class PricedSpace:
     @property
     def grid(self) -> Grid:
         """Widths allowed on every device; without depth, 0 only where every layer stays."""
-        may_be_zero = None if self.depth else self.space.zero_keeps_layers
+        may_be_zero = range(len(self.space.groups)) if self.depth else self.space.zero_keeps_layers
         grids = [self.predictor.manifest.grid, *(other.predictor.manifest.grid for other in self.others)]
         columns = zip(*(grid.allowed for grid in grids), strict=True)
         common = (sorted(set.intersection(*map(set, allowed))) for allowed in columns)
         return Grid(
             tuple(
-                tuple(width for width in row if width or may_be_zero is None or index in may_be_zero)
+                tuple(width for width in row if width or index in may_be_zero)
                 for index, row in enumerate(common)
             )
         )

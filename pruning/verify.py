@@ -237,13 +237,13 @@ def _require_belonging(run: RunDirectory, tuned: Mapping[str, Any]) -> None:
     """Refuse to certify files that the last fine-tuning has not made, or a plan that it was not made for."""
     advice = "run `trimms finetune` first"
     plan = Plan.read(run.require("plan.json", advice))
-    changed = ["plan.json"] if tuned.get("plan", plan.fingerprint) != plan.fingerprint else []
-    known: Mapping[str, str] = tuned.get("sha256", {})
-    changed += [name for name, digest in known.items() if file_sha256(run.require(name, advice)) != digest]
+    # Results of versions before hold neither.
+    other_plan = tuned.get("plan", plan.fingerprint) != plan.fingerprint
+    changed = ["plan.json"] * other_plan + [*changed_files(tuned.get("sha256", {}), run.path)]
     if changed:
         raise SettingError(
-            f"{', '.join(changed)} in '{run.path}' changed after the fine-tuning, whose accuracy and budget would be "
-            f"certified; {advice}."
+            f"{', '.join(changed)} in '{run.path}' changed or missing since the fine-tuning, whose accuracy and budget "
+            f"would be certified; {advice}."
         )
 
 
@@ -256,7 +256,7 @@ def verify(run: RunDirectory) -> Verification:
     """
     path: Path = run.require("certificate.json", "run `trimms verify` first, which writes it")
     certificate = Certificate.read(path)
-    changed = changed_files(certificate, run.path)
+    changed = changed_files(certificate.sha256, run.path)
     if changed:
         raise InputError(
             f"'{run.path}' no longer holds what was certified: {', '.join(changed)} changed or missing; "

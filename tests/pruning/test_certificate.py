@@ -236,10 +236,10 @@ def test_changed_files_are_those_missing_or_with_another_hash(tmp_path):
         (tmp_path / name).write_text(name, encoding="utf-8")
     hashes = {name: file_sha256(tmp_path / name) for name in CERTIFIED_FILES}
     certificate = make_certificate(sha256=hashes)
-    assert changed_files(certificate, tmp_path) == ()
+    assert changed_files(certificate.sha256, tmp_path) == ()
     (tmp_path / "plan.json").write_text("other", encoding="utf-8")
     (tmp_path / "base.onnx").unlink()
-    assert changed_files(certificate, tmp_path) == ("base.onnx", "plan.json")
+    assert changed_files(certificate.sha256, tmp_path) == ("base.onnx", "plan.json")
 
 
 def test_recorded_versions_are_those_that_are_imported():
